@@ -1,0 +1,128 @@
+"""The deployed form of a trained network: the same function, rearranged for inference engines, with packed codes.
+
+What changes against the trained network, none of it the function computed:
+
+- Batch normalisation is folded into the convolutions.
+- CNN-F's local response normalisation becomes a banded 1x1 convolution over squares and two square roots. Its window
+  of five channels is then spelled out in the weights, so that no engine's reading of alpha can differ, and it runs
+  several times faster on ONNX Runtime's CPU kernels than the LRN operator or PyTorch's decomposition.
+- The first fully connected layers of all branches, which share their input, become one: one pass over the input and
+  one synchronisation of the threads instead of one a code length.
+- The maps Q_k, which only the objective uses, are dropped.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from admth_training.backbones import LocalResponseNorm
+from admth_training.backbones.efficientnet_lite0 import SameConvNorm
+from admth_training.network import MultiLengthHashNetwork
+
+__all__ = ["BandedResponseNorm", "DeployedNetwork"]
+
+
+class BandedResponseNorm(nn.Module):
+    """Local response normalisation, ``x / d^0.75`` with ``d = k + alpha / size * (sum of x^2 over the window)``.
+
+    The exponent 0.75 of the paper's trunk is one square root times a fourth root. The squares are scaled by the band's
+    weights before they are summed.
+    """
+
+    def __init__(self, channels: int, norm: LocalResponseNorm) -> None:
+        super().__init__()
+        index = torch.arange(channels)
+        band = (index[:, None] - index[None, :]).abs() <= norm.size // 2
+        self.window_sum = nn.Conv2d(channels, channels, 1)
+        with torch.no_grad():
+            self.window_sum.weight.copy_(band.float()[:, :, None, None] * (norm.alpha / norm.size))
+            self.window_sum.bias.fill_(norm.k)  # type: ignore[union-attr]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return normalised features of the same shape ``[b, channels, h, w]``."""
+        root = torch.sqrt(self.window_sum(features * features))
+        return features / (root * torch.sqrt(root))
+
+
+class DeployedNetwork(nn.Module):
+    """uint8 images in, packed codes and logits of every length out: the graph that is exported.
+
+    The network that it is made from is left as it was.
+    """
+
+    def __init__(self, network: MultiLengthHashNetwork) -> None:
+        super().__init__()
+        network = copy.deepcopy(network).eval()
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        _fold_batch_norm(network.trunk)
+        _band_response_norm(network.trunk)
+        self.code_lengths = network.config.code_lengths
+        self.trunk = network.trunk
+        self.attention = network.attention
+        self.shared = _without_dropout(network.shared)
+        self.register_buffer("mean", network.get_buffer("mean")[:, None, None].clone())
+        self.register_buffer("scale", network.get_buffer("scale")[:, None, None].clone())
+        # MSB first: the first of eight bits counts 128.
+        self.register_buffer("bit_values", 2.0 ** torch.arange(7, -1, -1))
+        branches = [_without_dropout(branch) for branch in network.branches]
+        self.widths = [int(branch[0].out_features) for branch in branches]  # type: ignore[arg-type]
+        hidden = all(len(branch) > 1 for branch in branches)
+        first = _merge_first_layers(branches)
+        self.first = nn.Sequential(first, nn.ReLU()) if hidden else first
+        self.rests = nn.ModuleList(branch[2 if hidden else 1 :] for branch in branches)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return ``code_L`` uint8 ``[b, L / 8]`` and ``logits_L`` float32 ``[b, L]`` for every length L, in order.
+
+        Args:
+            images: uint8 ``[b, H, W, 3]``, RGB.
+        """
+        # Cast first: TensorRT takes uint8 as a network's input and does nothing else with it.
+        planes = images.float().permute(0, 3, 1, 2)
+        features = self.trunk((planes - self.get_buffer("mean")) * self.get_buffer("scale"))
+        shared = self.shared(self.attention(features))
+        outputs: list[Tensor] = []
+        firsts = self.first(shared).split(self.widths, dim=1)
+        for length, rest, first in zip(self.code_lengths, self.rests, firsts, strict=True):
+            logits = rest(first)
+            outputs += [self._pack(logits, length), logits]
+        return tuple(outputs)
+
+    def _pack(self, logits: Tensor, length: int) -> Tensor:
+        bits = (logits > 0).float().reshape(-1, length // 8, 8)
+        return (bits * self.get_buffer("bit_values")).sum(-1).to(torch.uint8)
+
+
+def _fold_batch_norm(trunk: nn.Module) -> None:
+    for module in list(trunk.modules()):
+        if isinstance(module, SameConvNorm):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()  # type: ignore[assignment]
+
+
+def _band_response_norm(trunk: nn.Module) -> None:
+    channels = 0
+    for name, module in list(trunk.named_children()):
+        if isinstance(module, nn.Conv2d):
+            channels = module.out_channels
+        elif isinstance(module, LocalResponseNorm):
+            setattr(trunk, name, BandedResponseNorm(channels, module).eval())
+
+
+def _without_dropout(layers: nn.Module) -> nn.Sequential:
+    assert isinstance(layers, nn.Sequential)
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Dropout)))
+
+
+def _merge_first_layers(branches: list[nn.Sequential]) -> nn.Linear:
+    firsts = [layer for branch in branches for layer in list(branch)[:1] if isinstance(layer, nn.Linear)]
+    merged = nn.Linear(firsts[0].in_features, sum(layer.out_features for layer in firsts))
+    with torch.no_grad():
+        merged.weight.copy_(torch.cat([layer.weight for layer in firsts]))
+        merged.bias.copy_(torch.cat([layer.bias for layer in firsts]))
+    return merged

@@ -1,0 +1,133 @@
+"""The lean runtime: images in, packed binary codes of every length out.
+
+::
+
+    from admth_runtime import HashRuntime
+
+    with HashRuntime("model.onnx") as runtime:
+        codes = runtime.encode(["a.jpg", "b.png"])  # one inference call
+        codes[64]  # uint8 [2, 8]
+
+Names are imported when they are first used, so importing this package costs nothing and importing
+:class:`HashRuntime` does not start an inference engine.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from admth_runtime._version import __version__
+
+if TYPE_CHECKING:
+    from admth_runtime.codes_file import EncodedImages, read_codes, write_codes
+    from admth_runtime.engine import Engine
+    from admth_runtime.errors import (
+        AdmthError,
+        CodeLengthError,
+        DeviceError,
+        ImageError,
+        InputError,
+        ManifestError,
+        MissingExtraError,
+        ModelError,
+        OutputError,
+    )
+    from admth_runtime.index import HashIndex, SearchHits
+    from admth_runtime.manifest import Manifest
+    from admth_runtime.model import ModelFile, read_model
+    from admth_runtime.onnx_file import OnnxFile, read_onnx
+    from admth_runtime.packing import (
+        from_hex,
+        hamming_distance,
+        hamming_matrix,
+        pack_bits,
+        pack_logits,
+        to_hex,
+        unpack_bits,
+    )
+    from admth_runtime.preprocessing import PreprocessingSpec, load_image, preprocess
+    from admth_runtime.results import HashCodes
+    from admth_runtime.runtime import HashRuntime
+
+__all__ = [
+    "AdmthError",
+    "CodeLengthError",
+    "DeviceError",
+    "EncodedImages",
+    "Engine",
+    "HashCodes",
+    "HashIndex",
+    "HashRuntime",
+    "ImageError",
+    "InputError",
+    "Manifest",
+    "ManifestError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelFile",
+    "OnnxFile",
+    "OutputError",
+    "PreprocessingSpec",
+    "SearchHits",
+    "__version__",
+    "from_hex",
+    "hamming_distance",
+    "hamming_matrix",
+    "load_image",
+    "pack_bits",
+    "pack_logits",
+    "preprocess",
+    "read_codes",
+    "read_model",
+    "read_onnx",
+    "to_hex",
+    "unpack_bits",
+    "write_codes",
+]
+
+_HOMES = {
+    "codes_file": ("EncodedImages", "read_codes", "write_codes"),
+    "engine": ("Engine",),
+    "errors": (
+        "AdmthError",
+        "CodeLengthError",
+        "DeviceError",
+        "ImageError",
+        "InputError",
+        "ManifestError",
+        "MissingExtraError",
+        "ModelError",
+        "OutputError",
+    ),
+    "index": ("HashIndex", "SearchHits"),
+    "manifest": ("Manifest",),
+    "model": ("ModelFile", "read_model"),
+    "onnx_file": ("OnnxFile", "read_onnx"),
+    "packing": (
+        "from_hex",
+        "hamming_distance",
+        "hamming_matrix",
+        "pack_bits",
+        "pack_logits",
+        "to_hex",
+        "unpack_bits",
+    ),
+    "preprocessing": ("PreprocessingSpec", "load_image", "preprocess"),
+    "results": ("HashCodes",),
+    "runtime": ("HashRuntime",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

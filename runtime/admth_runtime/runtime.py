@@ -1,0 +1,250 @@
+"""Images in, codes of every length out: one inference call on a model's own preprocessing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from admth_runtime.engine import Engine, open_engine
+from admth_runtime.errors import ImageError, InputError
+from admth_runtime.manifest import Manifest, output_names
+from admth_runtime.model import read_model
+from admth_runtime.preprocessing import preprocess
+from admth_runtime.results import HashCodes
+
+__all__ = ["HashRuntime", "ImageLike", "Images"]
+
+UInt8Array = NDArray[np.uint8]
+ImageLike = str | os.PathLike[str] | Image.Image | UInt8Array
+"""One image: a path, a Pillow image, or uint8 ``[H, W, 3]`` in RGB order."""
+
+Images = ImageLike | Iterable[ImageLike]
+"""One image, an iterable of images, or uint8 ``[n, H, W, 3]``."""
+
+
+class HashRuntime:
+    """A model that is ready to encode images; safe to share between threads.
+
+    Use it as a context manager, or call :meth:`close`::
+
+        with HashRuntime("model.onnx", threads=2) as runtime:
+            codes = runtime.encode(["a.jpg", "b.png"])
+            codes[64]  # uint8 [2, 8]
+
+    Args:
+        model: an ONNX model made by ``admth-export onnx``. The file is checked before any engine sees it.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``. A device that is named and cannot be had raises; only ``"auto"``
+            falls back to the CPU, and logs it once.
+        threads: CPU threads of one inference call; None takes one a usable physical core.
+        batch_size: the most images in one inference call; more are split.
+
+    Raises:
+        ModelError: the file is missing, broken, unsafe, or refused by the engine.
+        ManifestError: it has no manifest, or one that is too new or disagrees with the graph.
+        DeviceError: the device cannot be had.
+        MissingExtraError: no inference engine is installed.
+        InputError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size {batch_size!r} is not a positive integer: pass 1 or more")
+        self._model = read_model(Path(model))
+        manifest = self._model.manifest
+        self._shape = manifest.preprocessing.shape
+        self._batch_size = batch_size
+        self._outputs = tuple((length, f"code_{length}", f"logits_{length}") for length in manifest.code_lengths)
+        self._engine: Engine | None = open_engine(
+            self._model.path, output_names(manifest.code_lengths), device=device, threads=threads
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model says of itself."""
+        return self._model.manifest
+
+    @property
+    def code_lengths(self) -> tuple[int, ...]:
+        """The code lengths in bits, increasing."""
+        return self._model.manifest.code_lengths
+
+    @property
+    def model_sha256(self) -> str:
+        """SHA-256 of the model file, 64 hexadecimal digits; computed when it is first asked for."""
+        return self._model.sha256
+
+    @property
+    def model_path(self) -> Path:
+        """The model file."""
+        return self._model.path
+
+    @property
+    def batch_size(self) -> int:
+        """The most images in one inference call."""
+        return self._batch_size
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that runs the model, with its name and version.
+
+        Raises:
+            InputError: the runtime is closed.
+        """
+        engine = self._engine
+        if engine is None:
+            raise InputError(f"this HashRuntime of {self._model.path} is closed: open the model again")
+        return engine
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: ``"cpu"`` or ``"cuda"``."""
+        return self.engine.device
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one inference call."""
+        return self.engine.threads
+
+    def encode(self, images: Images) -> HashCodes:
+        """Encode images to the codes of every length.
+
+        Args:
+            images: a path, a Pillow image, uint8 ``[H, W, 3]``, an iterable of those, or uint8 ``[n, H, W, 3]``.
+                An iterable is consumed in batches, so a generator over any number of images needs bounded memory.
+                An array of the network's own size passes without preprocessing.
+
+        Returns:
+            The codes and logits of the n images, in order.
+
+        Raises:
+            InputError: there is no image, an array has a wrong dtype or shape, or the runtime is closed.
+            ImageError: an image cannot be read; the message names it.
+            DeviceError: the engine failed.
+        """
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == self._shape:
+            return self.encode_pixels(images)
+        engine = self.engine
+        parts = [self._codes(engine.run(pixels)) for pixels in self._batches(images)]
+        if not parts:
+            raise InputError(_NO_IMAGES)
+        return HashCodes.concatenate(parts)
+
+    def encode_pixels(self, pixels: UInt8Array) -> HashCodes:
+        """Encode uint8 ``[n, H, W, 3]`` of the network's own size: :meth:`encode` without preprocessing.
+
+        Raises:
+            InputError: another dtype or shape, no image, or the runtime is closed.
+            DeviceError: the engine failed.
+        """
+        engine = self.engine
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != self._shape:
+            found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+            raise InputError(
+                f"pixels are {found}, not a uint8 array [n, {', '.join(map(str, self._shape))}]: "
+                "call preprocess on the images first, or pass them to encode"
+            )
+        count = len(pixels)
+        if count == 0:
+            raise InputError(_NO_IMAGES)
+        if not pixels.flags.c_contiguous:
+            pixels = np.ascontiguousarray(pixels)
+        if count <= self._batch_size:
+            return self._codes(engine.run(pixels))
+        starts = range(0, count, self._batch_size)
+        return HashCodes.concatenate(
+            [self._codes(engine.run(pixels[start : start + self._batch_size])) for start in starts]
+        )
+
+    def preprocess(self, images: Images) -> UInt8Array:
+        """Turn images into the network's pixels, uint8 ``[n, H, W, 3]``, without inference.
+
+        Raises:
+            InputError: there is no image, or an array has a wrong dtype or shape.
+            ImageError: an image cannot be read; the message names it.
+        """
+        parts = list(self._batches(images))
+        if not parts:
+            raise InputError(_NO_IMAGES)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def close(self) -> None:
+        """Free the engine; calls under way in other threads still return. Closing twice is no error."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def __enter__(self) -> HashRuntime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None else f"{self._engine.name} on {self._engine.device}"
+        return f"HashRuntime({str(self._model.path)!r}, code_lengths={self.code_lengths}, {state})"
+
+    def _codes(self, outputs: dict[str, NDArray[Any]]) -> HashCodes:
+        return HashCodes(
+            {length: outputs[code] for length, code, _ in self._outputs},
+            {length: outputs[logits] for length, _, logits in self._outputs},
+        )
+
+    def _batches(self, images: Images) -> Iterator[UInt8Array]:
+        """Preprocess lazily, ``batch_size`` images at a time."""
+        spec = self._model.manifest.preprocessing
+        numbered = enumerate(_as_iterable(images))
+        while batch := [_preprocessed(index, image, spec) for index, image in islice(numbered, self._batch_size)]:
+            yield np.stack(batch)
+
+
+_NO_IMAGES = "no images were given: pass at least one"
+
+
+def _as_iterable(images: Any) -> Iterable[ImageLike]:
+    if isinstance(images, np.ndarray):
+        if images.ndim == 4:
+            return _checked_stack(images)
+        # One image, right or wrong, or a vector of paths.
+        return [images] if images.ndim != 1 else images.tolist()
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images]
+    if isinstance(images, (bytes, bytearray, memoryview)):
+        raise InputError("encoded bytes are not an image: pass  PIL.Image.open(io.BytesIO(data))")
+    if not isinstance(images, Iterable):
+        kind = type(images).__name__
+        raise InputError(f"images of type {kind} are unknown: pass paths, PIL images or uint8 arrays, or an iterable")
+    return images
+
+
+def _checked_stack(images: NDArray[Any]) -> UInt8Array:
+    if images.dtype == np.uint8 and images.shape[3] != 3 and images.shape[1] == 3:
+        raise InputError(f"images of shape {images.shape} are channels first: use images.transpose(0, 2, 3, 1)")
+    return images
+
+
+def _preprocessed(index: int, image: ImageLike, spec: Any) -> UInt8Array:
+    if isinstance(image, os.PathLike):
+        image = Path(image)
+    try:
+        return preprocess(image, spec)
+    except (ImageError, InputError) as error:
+        if isinstance(image, (str, Path)):  # the message names the file already
+            raise
+        raise type(error)(f"image {index}: {error}") from error

@@ -1,0 +1,1 @@
+"""Training of multi-length hashing networks with PyTorch."""
