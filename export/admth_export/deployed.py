@@ -51,30 +51,31 @@ class BandedResponseNorm(nn.Module):
 class DeployedNetwork(nn.Module):
     """uint8 images in, packed codes and logits of every length out: the graph that is exported.
 
-    The network that it is made from is left as it was.
+    The network that it is made from is left as it was. The large fully connected layers are shared with it where they
+    stay as they are, and not copied: CNN-F's four branches take 870 MB.
     """
 
     def __init__(self, network: MultiLengthHashNetwork) -> None:
         super().__init__()
-        network = copy.deepcopy(network).eval()
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        _fold_batch_norm(network.trunk)
-        _band_response_norm(network.trunk)
+        trunk, attention = copy.deepcopy((network.trunk, network.attention))
+        _fold_batch_norm(trunk.eval())
+        _band_response_norm(trunk)
         self.code_lengths = network.config.code_lengths
-        self.trunk = network.trunk
-        self.attention = network.attention
-        self.shared = _without_dropout(network.shared)
+        self.trunk = trunk
+        self.attention = attention.eval()
+        self.shared = _inference_layers(network.shared)
         self.register_buffer("mean", network.get_buffer("mean")[:, None, None].clone())
         self.register_buffer("scale", network.get_buffer("scale")[:, None, None].clone())
         # MSB first: the first of eight bits counts 128.
         self.register_buffer("bit_values", 2.0 ** torch.arange(7, -1, -1))
-        branches = [_without_dropout(branch) for branch in network.branches]
+        branches = [_inference_layers(branch) for branch in network.branches]
         self.widths = [int(branch[0].out_features) for branch in branches]  # type: ignore[arg-type]
         hidden = all(len(branch) > 1 for branch in branches)
         first = _merge_first_layers(branches)
         self.first = nn.Sequential(first, nn.ReLU()) if hidden else first
         self.rests = nn.ModuleList(branch[2 if hidden else 1 :] for branch in branches)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return ``code_L`` uint8 ``[b, L / 8]`` and ``logits_L`` float32 ``[b, L]`` for every length L, in order.
@@ -87,7 +88,9 @@ class DeployedNetwork(nn.Module):
         features = self.trunk((planes - self.get_buffer("mean")) * self.get_buffer("scale"))
         shared = self.shared(self.attention(features))
         outputs: list[Tensor] = []
-        firsts = self.first(shared).split(self.widths, dim=1)
+        together = self.first(shared)
+        # A split in one part would stay in the graph as a copy.
+        firsts = together.split(self.widths, dim=1) if len(self.widths) > 1 else (together,)
         for length, rest, first in zip(self.code_lengths, self.rests, firsts, strict=True):
             logits = rest(first)
             outputs += [self._pack(logits, length), logits]
@@ -114,9 +117,19 @@ def _band_response_norm(trunk: nn.Module) -> None:
             setattr(trunk, name, BandedResponseNorm(channels, module).eval())
 
 
-def _without_dropout(layers: nn.Module) -> nn.Sequential:
+def _inference_layers(layers: nn.Module) -> nn.Sequential:
+    """Return the layers without dropout; the weights are shared, as parameters of their own."""
     assert isinstance(layers, nn.Sequential)
-    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Dropout)))
+    kept: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            shared = nn.Linear(layer.in_features, layer.out_features, device="meta")
+            shared.weight = nn.Parameter(layer.weight.detach())
+            shared.bias = nn.Parameter(layer.bias.detach())
+            kept.append(shared)
+        elif not isinstance(layer, nn.Dropout):
+            kept.append(layer)
+    return nn.Sequential(*kept)
 
 
 def _merge_first_layers(branches: list[nn.Sequential]) -> nn.Linear:

@@ -6,14 +6,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from admth_export.deployed import DeployedNetwork
+from admth_export.options import OnnxOptions
 from admth_runtime._version import __version__
-from admth_runtime.errors import InputError, ModelError, require
+from admth_runtime.errors import ModelError, require
 from admth_runtime.manifest import INPUT_NAME, METADATA_KEY, Manifest, output_names
 from admth_training.checkpoint import TrainedRun
 from admth_training.network import MultiLengthHashNetwork
@@ -21,26 +21,7 @@ from admth_training.network import MultiLengthHashNetwork
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OnnxOptions", "build_model", "check_model", "manifest_of", "set_manifest"]
-
-
-@dataclass(frozen=True)
-class OnnxOptions:
-    """Versions of the file format.
-
-    Attributes:
-        opset: version of the standard operators; 20 is what TensorRT 10.3 and onnxruntime 1.20 still read.
-        ir_version: version of the file format; 10 for the same reason.
-    """
-
-    opset: int = 20
-    ir_version: int = 10
-
-    def __post_init__(self) -> None:
-        if not 18 <= self.opset <= 23:
-            raise InputError(f"opset {self.opset} is not from 18 to 23: leave --opset out for 20")
-        if not 8 <= self.ir_version <= 12:
-            raise InputError(f"IR version {self.ir_version} is not from 8 to 12: leave --ir-version out for 10")
+__all__ = ["OnnxOptions", "build_graph", "build_model", "check_model", "manifest_of", "set_manifest"]
 
 
 def manifest_of(run: TrainedRun) -> Manifest:
@@ -63,10 +44,10 @@ def manifest_of(run: TrainedRun) -> Manifest:
 
 
 def build_model(network: MultiLengthHashNetwork, manifest: Manifest, options: OnnxOptions) -> onnx.ModelProto:
-    """Convert a trained network to the deployed graph.
+    """Convert a trained network to the deployed graph, with its manifest, in memory.
 
     Args:
-        network: the trained network; it is left as it was.
+        network: the trained network, on the CPU; it is left as it was.
         manifest: what goes into the file's metadata.
         options: format versions.
 
@@ -76,31 +57,54 @@ def build_model(network: MultiLengthHashNetwork, manifest: Manifest, options: On
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
-        ModelError: the result fails the checker.
+        ModelError: the exporter fails, or the result fails the checker.
+    """
+    model = build_graph(network, manifest.preprocessing.shape, options)
+    set_manifest(model, manifest)
+    return check_model(model)
+
+
+def build_graph(network: MultiLengthHashNetwork, shape: tuple[int, int, int], options: OnnxOptions) -> onnx.ModelProto:
+    """Convert a trained network to the deployed graph, without a manifest and unchecked; see :func:`build_model`.
+
+    Args:
+        network: the trained network, on the CPU; it is left as it was.
+        shape: of one image, ``(H, W, 3)``.
+        options: format versions.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+        ModelError: the exporter fails, for example because an operator is not in this opset.
     """
     require("onnxscript", extra="export", purpose="exporting to ONNX")
     require("onnx", extra="export", purpose="exporting to ONNX")
     deployed = DeployedNetwork(network).eval()
     # Two images: the exporter would take a batch of one for a constant.
-    example = torch.zeros((2, *manifest.preprocessing.shape), dtype=torch.uint8)
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            deployed,
-            (example,),
-            dynamo=True,
-            opset_version=options.opset,
-            input_names=[INPUT_NAME],
-            output_names=list(output_names(manifest.code_lengths)),
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            external_data=False,
-            optimize=True,
-            verbose=False,
-        )
+    example = torch.zeros((2, *shape), dtype=torch.uint8)
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=[INPUT_NAME],
+                output_names=list(output_names(network.config.code_lengths)),
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                external_data=False,
+                optimize=True,
+                verbose=False,
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"torch {torch.__version__} cannot export this network with opset {options.opset} ({reason[:300]}): "
+            "leave --opset out, or run  pip install -U 'admth[export]'"
+        ) from error
     assert program is not None
     model = program.model_proto
     _clean(model, options)
-    set_manifest(model, manifest)
-    return check_model(model)
+    return model
 
 
 def set_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:

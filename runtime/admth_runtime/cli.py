@@ -37,7 +37,7 @@ _MOST_LISTED = 20
 
 @app.command()
 def encode(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files, and folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Image files, and folders of them.")],
     model: Model = _DEFAULT_MODEL,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .parquet or .npz.")] = Path("codes.npz"),
     logits: Annotated[bool, typer.Option("--logits", help="Keep the logits of every length too.")] = False,
@@ -55,10 +55,11 @@ def encode(
     """Encode images to codes of every length."""
     from admth_runtime.codes_file import check_codes_path, write_codes
     from admth_runtime.encoding import TooManyUnreadableError, encode_files, list_images
-    from admth_runtime.files import write_json
+    from admth_runtime.files import check_target, write_json
     from admth_runtime.runtime import HashRuntime
 
     check_codes_path(out)
+    check_target(out)
     errors_file = out.with_name(f"{out.name}.errors.json")
     start = time.perf_counter()
     uris = list_images(paths, recursive=recursive)
@@ -104,7 +105,9 @@ def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="An image file, or a code in hexadecimal.")],
     index: Annotated[Path, typer.Option("--index", "-i", help="Encoded images: .parquet or .npz.")],
     model: Model = _DEFAULT_MODEL,
-    length: Annotated[int | None, typer.Option(help="Code length in bits.  [default: the longest, or the code's]")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Code length in bits.  [default: the longest, or the code's]")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many neighbours to show.")] = 10,
     threads: Threads = None,
     device: Device = "auto",
@@ -132,7 +135,8 @@ def search(
     if as_json:
         print_json({"query": query, "code": codes[0].tobytes().hex(), "length": length, "k": k, "hits": rows})
         return
-    say(f"{'rank':>4}  {'distance':>8}  uri        ({length} bits, {_count(len(loaded))})")
+    say(f"nearest of {_count(len(loaded))} at {length} bits")
+    say(f"{'rank':>4}  {'distance':>8}  uri")
     for row in rows:
         say(f"{row['rank']:>4}  {row['distance']:>8}  {row['uri']}")
 
@@ -190,7 +194,8 @@ def doctor(as_json: AsJson = False) -> int:
 def bench(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model.")],
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Images to measure with; without any, JPEGs are made.")
+        list[Path] | None,
+        typer.Argument(metavar="PATH", help="Images to measure with; without any, JPEGs are made."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images in one inference call.")] = 1,
     threads: Threads = None,
@@ -216,7 +221,9 @@ def bench(
             "device": runtime.device,
             "threads": runtime.threads,
             "cpu": cpu_name(),
-            "pictures": f"{len(pictures)} files" if paths else f"generated JPEGs of {'x'.join(map(str, GENERATED_SIZE))}",
+            "pictures": f"{len(pictures)} files"
+            if paths
+            else f"generated JPEGs of {'x'.join(map(str, GENERATED_SIZE))}",
             "batch": batch,
             "queries": queries,
             "warmup": warmup,

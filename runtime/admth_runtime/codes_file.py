@@ -8,8 +8,6 @@ preprocessing that made them, so that codes of two models are never compared by 
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +171,8 @@ def _assemble(columns: Mapping[str, Any], facts: Mapping[str, Any]) -> EncodedIm
     wanted = ["id", "uri", *(f"code_{length}" for length in lengths), *(f"logits_{length}" for length in logits)]
     if missing := [name for name in wanted if name not in columns]:
         raise InputError(f"it lacks the columns {missing} that its metadata promises: encode the images again")
+    if not isinstance(columns["uri"], list):
+        raise InputError(f"the column uri is {columns['uri'].dtype}, not text: encode the images again")
     return EncodedImages(
         ids=columns["id"],
         uris=tuple(columns["uri"]),
@@ -207,13 +207,12 @@ def _write_npz(path: Path, encoded: EncodedImages) -> None:
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is no .npz archive: encode the images again")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError("it is a single array")
+        with archive:
             columns: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, InputError):
-            raise
+    except Exception as error:  # zipfile, zlib and NumPy raise whatever they met first
         raise InputError(
             f"{path} is damaged or no .npz of encoded images ({_first_line(error)}): encode the images again"
         ) from error
@@ -221,9 +220,9 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], str]:
     if metadata is None or metadata.dtype.kind != "U" or metadata.ndim != 0:
         raise InputError(f"{path} is an .npz without admth's metadata: pass a file written by  admth-run encode")
     uri = columns.get("uri")
-    if uri is not None and (uri.dtype.kind != "U" or uri.ndim != 1):
-        raise InputError(f"{path}: the column uri is {uri.dtype} {list(uri.shape)}, not text [n]")
-    return {**columns, "uri": [] if uri is None else uri.tolist()}, str(metadata)
+    if uri is not None and uri.dtype.kind == "U" and uri.ndim == 1:
+        columns["uri"] = uri.tolist()
+    return columns, str(metadata)
 
 
 def _write_parquet(path: Path, encoded: EncodedImages) -> None:
@@ -239,31 +238,30 @@ def _write_parquet(path: Path, encoded: EncodedImages) -> None:
     for length, logits in encoded.codes.logits.items():
         columns[f"logits_{length}"] = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), length)
     table = pa.table(columns).replace_schema_metadata({CODES_METADATA_KEY: _metadata_of(encoded)})
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any], str]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = (file.schema_arrow.metadata or {}).get(CODES_METADATA_KEY.encode())
-            if metadata is None:
-                raise InputError(f"{path} is Parquet without admth's metadata: pass a file of  admth-run encode")
             table = file.read().combine_chunks()
-    except (pa.ArrowException, OSError) as error:
+        columns = {name: _to_numpy(name, table.column(name)) for name in table.column_names}
+    except Exception as error:  # Arrow's own errors, and what damaged lengths and text lead to
         raise InputError(f"{path} is damaged or not Parquet ({_first_line(error)}): encode the images again") from error
-    columns = {name: _to_numpy(path, name, table.column(name)) for name in table.column_names}
+    if metadata is None:
+        raise InputError(f"{path} is Parquet without admth's metadata: pass a file written by  admth-run encode")
     return columns, metadata.decode(errors="replace")
 
 
-def _to_numpy(path: Path, name: str, column: Any) -> NDArray[Any] | list[str]:
+def _to_numpy(name: str, column: Any) -> NDArray[Any] | list[str]:
     """Return a Parquet column: text as a list, fixed-size binary as uint8 ``[n, width]``, numbers as they are."""
     import pyarrow as pa
 
     if column.null_count:
-        raise InputError(f"{path}: the column {name} has {column.null_count} nulls: encode the images again")
+        raise InputError(f"the column {name} has {column.null_count} nulls")
     kind = column.type
     # An empty column has no chunk to combine.
     array = column.combine_chunks() if column.num_chunks else pa.array([], type=kind)

@@ -23,6 +23,9 @@ __all__ = ["new_app", "note", "parse_integers", "print_json", "progress", "run_a
 
 Item = TypeVar("Item")
 
+_INTERRUPTED = 130  # 128 + SIGINT, by the shell's convention
+_INTERRUPTION = "interrupted: nothing half-written was left behind"
+
 
 def new_app(help_text: str) -> typer.Typer:
     """Return a typer application in the project's style, with ``--version``; run it with :func:`run_app`."""
@@ -62,15 +65,17 @@ def run_app(app: typer.Typer) -> NoReturn:
     try:
         result = app(standalone_mode=False)
         code = result if isinstance(result, int) else 0
+        if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code, older ones into Abort
+            _fail(_INTERRUPTION)
         sys.stdout.flush()
     except AdmthError as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted: nothing half-written was left behind", code=130)
+        code = _fail(_INTERRUPTION, code=_INTERRUPTED)
     except BrokenPipeError:
-        # The reader, such as head, has what it wanted. Keep the interpreter's last flush from failing too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = _drop_output()
+    except SystemExit as error:  # what typer makes of a broken pipe
+        code = _drop_output() if isinstance(error.__context__, BrokenPipeError) else _exit_code(error)
     except OSError as error:
         code = _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except MemoryError:
@@ -162,6 +167,16 @@ def parse_integers(text: str, *, name: str) -> tuple[int, ...]:
 def _fail(message: str, code: int = 1) -> int:
     typer.echo(f"error: {' '.join(message.split(chr(10)))}", err=True)
     return code
+
+
+def _drop_output() -> int:
+    """End well when the reader, such as head, has what it wanted; the interpreter's last flush must not fail either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _exit_code(error: SystemExit) -> int:
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def _usage_error(error: Any) -> int:

@@ -6,6 +6,7 @@ import ctypes
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from typing import Any
@@ -143,10 +144,8 @@ def diagnose(find_version: Callable[[str], str] = metadata.version) -> Diagnosis
 def _installed(names: tuple[str, ...], find_version: Callable[[str], str]) -> tuple[Package, ...]:
     found = []
     for name in names:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found.append(Package(name, find_version(name)))
-        except metadata.PackageNotFoundError:
-            continue
     return tuple(found)
 
 

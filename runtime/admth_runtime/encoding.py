@@ -190,12 +190,10 @@ def _decode(uri: str, spec: PreprocessingSpec) -> UInt8Array | UnreadableImage:
     try:
         return preprocess(uri, spec)
     except ImageError as error:
-        return UnreadableImage(_printable(uri), str(error).removeprefix(f"{uri}: "))
+        return UnreadableImage(_printable(uri), str(error).removeprefix(f"{Path(uri)}: "))
 
 
-def _too_many(
-    unreadable: Sequence[UnreadableImage], total: int, rate: float, *, done: int
-) -> TooManyUnreadableError:
+def _too_many(unreadable: Sequence[UnreadableImage], total: int, rate: float, *, done: int) -> TooManyUnreadableError:
     state = f"{len(unreadable):,} of {done:,} images cannot be read"
     if done < total:
         state = f"stopped after {done:,} of {total:,} images: {len(unreadable):,} cannot be read"

@@ -7,6 +7,7 @@ engine. Engines are imported when one is opened, since importing them is most of
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,9 @@ DEVICES = ("auto", "cpu", "cuda")
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
+
+# "/src/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, ...) " before what an exception says
+_SOURCE_LOCATION = re.compile(r"^\S+\.(?:cc|cpp|h):\d+ .*?\((?:[^()]|\([^()]*\))*\)(?: const)?(?: \[with .*?\])? ")
 
 _log = logging.getLogger("admth_runtime")
 
@@ -138,7 +142,7 @@ class OnnxRuntimeEngine:
             session = self._ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
         except Exception as error:  # see run
             reason = _first_line(error)
-            if device == "cuda" and "CUDA" in reason:
+            if device == "cuda" and "CUDA" in str(error):
                 raise DeviceError(f"device 'cuda' cannot be had: {reason}") from error
             raise ModelError(
                 f"{path}: onnxruntime {self.version} refuses the model ({reason}): export it again, "
@@ -165,9 +169,10 @@ def open_engine(
 
 
 def _first_line(error: Exception) -> str:
-    """Return the message of an onnxruntime error without its code prefix and source location."""
+    """Return the message of an onnxruntime error without its code, the model's path, and source locations."""
     text = str(error).strip().splitlines()
     line = text[0] if text else type(error).__name__
     if line.startswith("[ONNXRuntimeError]"):
         line = line.split(" : ", 3)[-1]
-    return line.strip()[:300]
+    line = re.sub(r"^Load model from .* failed:", "", line)
+    return _SOURCE_LOCATION.sub("", line).strip()[:300]

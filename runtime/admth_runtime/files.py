@@ -14,7 +14,16 @@ from typing import Any
 
 from admth_runtime.errors import OutputError
 
-__all__ = ["atomic_path", "make_folder", "sha256_of_bytes", "sha256_of_file", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "check_target",
+    "make_folder",
+    "sha256_of_bytes",
+    "sha256_of_file",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
@@ -28,10 +37,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         OutputError: the folder does not exist, is read-only, or the disk is full.
     """
     target = Path(target)
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: it is a folder; name a file in it")
-    if target.exists() and not target.is_file():  # a rename would replace a device such as /dev/null by a file
-        raise OutputError(f"cannot write {target}: it is a device or a pipe; name a file")
+    check_target(target)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)
         os.close(handle)
@@ -47,6 +53,23 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def check_target(target: str | Path) -> None:
+    """Check that a file can be written at ``target``, to learn it before the work and not after.
+
+    Raises:
+        OutputError: its folder does not exist or may not be written to, or something that is no file has the name.
+    """
+    target = Path(target)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder; name a file in it")
+    if target.exists() and not target.is_file():  # a rename would replace a device such as /dev/null by a file
+        raise OutputError(f"cannot write {target}: it is a device or a pipe; name a file")
+    if target.parent.is_dir() and not os.access(target.parent, os.W_OK | os.X_OK):
+        raise _output_error(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    if not target.parent.exists():
+        raise _output_error(target, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
 
 
 def write_bytes(target: str | Path, content: bytes) -> None:

@@ -1,8 +1,8 @@
 """What an ONNX file says of itself, read before any engine sees it.
 
-A small reader of the protobuf wire format (https://protobuf.dev/programming-guides/encoding/) walks the messages of
-``onnx.proto3`` that matter here and skips the rest. It needs neither ``onnx`` nor ``protobuf``, maps the file into
-memory instead of loading it, checks every length against its enclosing message, and bounds the depth of subgraphs.
+The messages of ``onnx.proto3`` that matter here are walked with :mod:`admth_runtime.protobuf_wire` and the rest is
+skipped. That needs neither ``onnx`` nor ``protobuf``, maps the file into memory instead of loading it, and bounds the
+depth of subgraphs.
 
 It also refuses what an engine would follow blindly: external data, which makes an engine open other files, and
 operators of unknown domains, which need native code from elsewhere.
@@ -11,13 +11,13 @@ operators of unknown domains, which need native code from elsewhere.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from admth_runtime.errors import ModelError
+from admth_runtime.protobuf_wire import Buffer, DamagedError, Span, as_integer, as_span, fields
 
 __all__ = ["ALLOWED_DOMAINS", "MAX_FILE_BYTES", "OnnxFile", "TensorInfo", "read_onnx"]
 
@@ -67,10 +67,6 @@ _SIGNATURES = (
     (4, b"TFL3", "is a TensorFlow Lite file, not an ONNX model: export one with  admth-export onnx"),
 )
 _ENGINE_SUFFIXES = frozenset({".plan", ".rtx", ".engine", ".trt"})
-
-Buffer = mmap.mmap | bytes
-Span = tuple[int, int]
-"""Where a length-delimited field lies in the file: first byte and the byte after its last."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ def _scan(source: Path, data: Buffer, size: int) -> OnnxFile:
         scan.check_complete()
     except _RefusedError as error:
         raise ModelError(f"{source} {error}") from error
-    except _DamagedError as error:
+    except DamagedError as error:
         if data[0] == 0x08 and 0 < scan.ir_version < 1000:  # it does start as an ONNX file does
             raise ModelError(f"{source} is truncated or damaged ({error}): export or copy it again") from error
         raise ModelError(f"{source} is not an ONNX model ({error}): make one with  admth-export onnx") from error
@@ -183,10 +179,6 @@ def _scan(source: Path, data: Buffer, size: int) -> OnnxFile:
         metadata=scan.metadata,
         operators=dict(sorted(scan.operators.items(), key=lambda item: (-item[1], item[0]))),
     )
-
-
-class _DamagedError(Exception):
-    """The bytes are no protobuf message of ONNX."""
 
 
 class _RefusedError(Exception):
@@ -214,64 +206,64 @@ class _Scan:
 
     def check_complete(self) -> None:
         if not self.ir_version:
-            raise _DamagedError("it has no format version")
+            raise DamagedError("it has no format version")
         if not self.has_graph:
-            raise _DamagedError("it has no graph")
+            raise DamagedError("it has no graph")
         if not self.opsets:
-            raise _DamagedError("it names no operator set")
+            raise DamagedError("it names no operator set")
 
     def model(self, span: Span) -> None:
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
-                    self.ir_version = _integer(value)
+                    self.ir_version = as_integer(value)
                 case 2:
                     self.producer_name = self.text(value)
                 case 3:
                     self.producer_version = self.text(value)
                 case 7:
                     self.has_graph = True
-                    self.graph(_span(value), depth=0)
+                    self.graph(as_span(value), depth=0)
                 case 8:
-                    domain, version = self.opset(_span(value))
+                    domain, version = self.opset(as_span(value))
                     self.opsets[domain] = version
                 case 14:
-                    self.metadata_entry(_span(value))
+                    self.metadata_entry(as_span(value))
                 case 20:  # TrainingInfoProto: two graphs
-                    for inner, inner_value in _fields(self.data, _span(value)):
+                    for inner, inner_value in fields(self.data, as_span(value)):
                         if inner in (1, 2):
-                            self.graph(_span(inner_value), depth=1)
+                            self.graph(as_span(inner_value), depth=1)
                 case 25:
-                    self.function(_span(value))
+                    self.function(as_span(value))
 
     def graph(self, span: Span, depth: int) -> None:
         if depth > _MAX_DEPTH:
             raise _RefusedError(f"nests more than {_MAX_DEPTH} subgraphs: export it again with admth-export onnx")
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
-                    self.node(_span(value), depth)
+                    self.node(as_span(value), depth)
                 case 5:
-                    name = self.tensor(_span(value))
+                    name = self.tensor(as_span(value))
                     if depth == 0:
                         self.initializers.add(name)
                 case 11 if depth == 0:
-                    self.inputs.append(self.value_info(_span(value)))
+                    self.inputs.append(self.value_info(as_span(value)))
                 case 12 if depth == 0:
-                    self.outputs.append(self.value_info(_span(value)))
+                    self.outputs.append(self.value_info(as_span(value)))
                 case 15:
-                    name = self.sparse_tensor(_span(value))
+                    name = self.sparse_tensor(as_span(value))
                     if depth == 0:
                         self.initializers.add(name)
 
     def node(self, span: Span, depth: int) -> None:
         domain = operator = ""
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 4:
                     operator = self.text(value)
                 case 5:
-                    self.attribute(_span(value), depth)
+                    self.attribute(as_span(value), depth)
                 case 7:
                     domain = self.text(value)
         _check_domain(domain, f"the operator {operator!r}")
@@ -279,18 +271,18 @@ class _Scan:
         self.operators[name] = self.operators.get(name, 0) + 1
 
     def attribute(self, span: Span, depth: int) -> None:
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 5 | 10:
-                    self.tensor(_span(value))
+                    self.tensor(as_span(value))
                 case 6 | 11:
-                    self.graph(_span(value), depth + 1)
+                    self.graph(as_span(value), depth + 1)
                 case 22 | 23:
-                    self.sparse_tensor(_span(value))
+                    self.sparse_tensor(as_span(value))
 
     def tensor(self, span: Span) -> str:
         name, external = "", False
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 8:
                     name = self.text(value)
@@ -298,7 +290,7 @@ class _Scan:
                     external = True
                 case 14:
                     # Anything but DEFAULT: readers cut enumerations to 32 bits, so 2**32 + 1 is EXTERNAL too.
-                    external = external or _integer(value) != 0
+                    external = external or as_integer(value) != 0
         if external:
             raise _RefusedError(
                 f"keeps data in another file (external data of tensor {name!r}): save it as one file, "
@@ -307,39 +299,39 @@ class _Scan:
         return name
 
     def sparse_tensor(self, span: Span) -> str:
-        names = [self.tensor(_span(value)) for number, value in _fields(self.data, span) if number in (1, 2)]
+        names = [self.tensor(as_span(value)) for number, value in fields(self.data, span) if number in (1, 2)]
         return names[0] if names else ""
 
     def function(self, span: Span) -> None:
         domain = name = ""
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
                     name = self.text(value)
                 case 7:
-                    self.node(_span(value), depth=1)
+                    self.node(as_span(value), depth=1)
                 case 9:
-                    self.opset(_span(value))
+                    self.opset(as_span(value))
                 case 10:
                     domain = self.text(value)
                 case 11:
-                    self.attribute(_span(value), depth=1)
+                    self.attribute(as_span(value), depth=1)
         _check_domain(domain, f"the function {name!r}")
 
     def opset(self, span: Span) -> tuple[str, int]:
         domain, version = "", 0
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
                     domain = self.text(value)
                 case 2:
-                    version = _integer(value)
+                    version = as_integer(value)
         _check_domain(domain, "an operator set")
         return "" if domain == "ai.onnx" else domain, version
 
     def metadata_entry(self, span: Span) -> None:
         key = text = ""
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
                     key = self.text(value)
@@ -353,43 +345,43 @@ class _Scan:
 
     def value_info(self, span: Span) -> TensorInfo:
         name, dtype, shape = "", "not a tensor", None
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
                     name = self.text(value)
                 case 2:
-                    for kind, inner in _fields(self.data, _span(value)):
+                    for kind, inner in fields(self.data, as_span(value)):
                         if kind == 1:
-                            dtype, shape = self.tensor_type(_span(inner))
+                            dtype, shape = self.tensor_type(as_span(inner))
         return TensorInfo(name, dtype, shape)
 
     def tensor_type(self, span: Span) -> tuple[str, tuple[int | str | None, ...] | None]:
         dtype, shape = "untyped", None
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
-                    dtype = _DTYPES.get(_integer(value), f"type {_integer(value)}")
+                    dtype = _DTYPES.get(as_integer(value), f"type {as_integer(value)}")
                 case 2:
-                    dimensions = [inner for kind, inner in _fields(self.data, _span(value)) if kind == 1]
-                    shape = tuple(self.dimension(_span(dimension)) for dimension in dimensions)
+                    dimensions = [inner for kind, inner in fields(self.data, as_span(value)) if kind == 1]
+                    shape = tuple(self.dimension(as_span(dimension)) for dimension in dimensions)
         return dtype, shape
 
     def dimension(self, span: Span) -> int | str | None:
         size: int | str | None = None
-        for number, value in _fields(self.data, span):
+        for number, value in fields(self.data, span):
             match number:
                 case 1:
-                    size = _integer(value)
+                    size = as_integer(value)
                 case 2:
                     size = self.text(value) or None
         return size
 
     def text(self, value: int | Span | None) -> str:
-        start, stop = _span(value)
+        start, stop = as_span(value)
         try:
             return bytes(self.data[start:stop]).decode()
         except UnicodeDecodeError:
-            raise _DamagedError(f"text at byte {start} is not UTF-8") from None
+            raise DamagedError(f"text at byte {start} is not UTF-8") from None
 
 
 def _check_domain(domain: str, what: str) -> None:
@@ -398,62 +390,3 @@ def _check_domain(domain: str, what: str) -> None:
             f"uses {what} of the unknown domain {domain!r}: only ONNX's own and com.microsoft operators are run; "
             "export the model again with  admth-export onnx"
         )
-
-
-def _fields(data: Buffer, span: Span) -> Iterator[tuple[int, int | Span | None]]:
-    """Yield number and value of each field of a message: an integer, the span of bytes, or None for fixed numbers."""
-    position, end = span
-    while position < end:
-        tag, position = _varint(data, position, end)
-        number, wire_type = tag >> 3, tag & 7
-        if number == 0 or tag >= 1 << 32:
-            raise _DamagedError(f"a field number at byte {position} is out of range")
-        match wire_type:
-            case 0:
-                value, position = _varint(data, position, end)
-                yield number, value
-            case 2:
-                length, start = _varint(data, position, end)
-                position = start + length
-                if position > end:
-                    _raise_short(number, length, end - start)
-                yield number, (start, position)
-            case 1 | 5:
-                length = 8 if wire_type == 1 else 4
-                if position + length > end:
-                    _raise_short(number, length, end - position)
-                position += length
-                yield number, None
-            case _:
-                raise _DamagedError(f"byte {position} has the unknown wire type {wire_type}")
-
-
-def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
-    """Read a base-128 number of at most ten bytes, cut to 64 bits; return it with the position behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            raise _DamagedError(f"it ends within a number at byte {position}")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFFFFFFFFFFFFFF, position
-    raise _DamagedError(f"a number at byte {position} is longer than ten bytes")
-
-
-def _integer(value: int | Span | None) -> int:
-    """Return a field's signed 64-bit integer."""
-    if not isinstance(value, int):
-        raise _DamagedError("a number is stored as something else")
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _span(value: int | Span | None) -> Span:
-    if not isinstance(value, tuple):
-        raise _DamagedError("a message or text is stored as a number")
-    return value
-
-
-def _raise_short(number: int, length: int, present: int) -> NoReturn:
-    raise _DamagedError(f"field {number} should have {length:,} bytes and {present:,} are there")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from admth_runtime._version import __version__
 from admth_runtime.errors import CheckpointError, ManifestError, OutputError
 from admth_runtime.files import atomic_path, sha256_of_file, write_json
 from admth_runtime.preprocessing import PreprocessingSpec
-from torch import Tensor
-
 from admth_training.config import DataConfig, FitConfig, NetworkConfig, ObjectiveConfig, from_dict, to_dict
 from admth_training.network import MultiLengthHashNetwork, build_network
 
@@ -144,7 +144,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping
     Args:
         path: the file.
         tensors: by name, on any device.
-        metadata: text values for the file's header, beside the format and the writing version.
+        metadata: text values for the file's header, beside the format. The library writes them in any order, so only
+            a file without them is the same to the byte for equal tensors.
 
     Raises:
         OutputError: the file cannot be written; whatever was there stays.
@@ -154,7 +155,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": "pt", "created_by": f"admth {__version__}", **metadata}
+    header = {"format": "pt", **metadata}
     with atomic_path(path) as temporary:
         try:
             save_file(plain, temporary, metadata=header)
@@ -224,7 +225,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
-        except ValueError as error:
+        except ValueError as error:  # noqa: PERF203 - the line number belongs into the message
             if number < len(lines):
                 raise CheckpointError(f"{path}: line {number} is not JSON ({error}): train again") from error
     return records

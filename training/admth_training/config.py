@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from admth_runtime.errors import CheckpointError, InputError
@@ -13,6 +14,7 @@ __all__ = [
     "BACKBONES",
     "MAP_DIRECTIONS",
     "SPLITS",
+    "DataConfig",
     "FitConfig",
     "NetworkConfig",
     "ObjectiveConfig",
@@ -29,6 +31,7 @@ OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 _DEFAULT_HIDDEN = {"efficientnet_lite0": 512, "cnnf": 4096}
+_DEFAULT_DROPOUT = {"efficientnet_lite0": 0.2, "cnnf": 0.5}
 _DEFAULT_SIZE = {"efficientnet_lite0": 224, "cnnf": 224}
 _MINIMUM_SIZE = {"efficientnet_lite0": 32, "cnnf": 67}
 
@@ -46,7 +49,8 @@ class NetworkConfig:
         hidden: width of the fully connected layers; None is the backbone's own (512, and 4096 for CNN-F).
         attention: whether channel attention (eq. 2-4) follows the trunk.
         attention_reduction: the channel reduction of eq. 3, 16 in the paper.
-        dropout: probability after each hidden layer of a branch, in [0, 1).
+        dropout: probability after each hidden layer of a branch, in [0, 1); None is the backbone's own (0.2, and 0.5
+            for CNN-F).
         map_direction: which neighbour the maps Q_k of eq. 8 predict from which. Both printed objectives map the
             shorter code to the longer one, ``"short-to-long"``; the sentence above them says the opposite.
 
@@ -59,7 +63,7 @@ class NetworkConfig:
     hidden: int | None = None
     attention: bool = True
     attention_reduction: int = 16
-    dropout: float = 0.5
+    dropout: float | None = None
     map_direction: str = "short-to-long"
 
     def __post_init__(self) -> None:
@@ -71,10 +75,12 @@ class NetworkConfig:
             object.__setattr__(self, "input_size", _DEFAULT_SIZE[self.backbone])
         if self.hidden is None:
             object.__setattr__(self, "hidden", _DEFAULT_HIDDEN[self.backbone])
+        if self.dropout is None:
+            object.__setattr__(self, "dropout", _DEFAULT_DROPOUT[self.backbone])
         _integer("input_size", self.size, _MINIMUM_SIZE[self.backbone], 1024)
         _integer("hidden", self.width, 8, 16384)
         _integer("attention_reduction", self.attention_reduction, 1, 256)
-        _number("dropout", self.dropout, 0.0, 0.99)
+        _number("dropout", self.dropout_rate, 0.0, 0.99)
         if self.split != "conv" and self.backbone != "cnnf":
             raise InputError(f"split {self.split!r} needs the layers fc6 and fc7 of backbone 'cnnf': use split 'conv'")
 
@@ -89,6 +95,12 @@ class NetworkConfig:
         """Width of the fully connected layers."""
         assert self.hidden is not None
         return self.hidden
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability after each hidden layer of a branch."""
+        assert self.dropout is not None
+        return self.dropout
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class FitConfig:
         trunk_learning_rate_factor: the trunk's learning rate is this times ``learning_rate``; None is 0.1 for a trunk
             that starts from ImageNet weights and 1 for a fresh one.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
-        decay_every: epochs between two decays of the learning rate, 30 in the paper.
+        decay_every: epochs between two decays of the learning rate; 30 in the paper, of 150 epochs.
         decay_factor: the factor of each decay. The paper's words give 0.01; the field's usual idiom is 0.1.
         freeze_trunk: keep the trunk's weights and cache its features.
         precision: ``"fp32"``, ``"bf16"`` (autocast; weights and losses stay in FP32), or ``"auto"``, which is bf16 on
@@ -141,7 +153,7 @@ class FitConfig:
     learning_rate: float | None = None
     trunk_learning_rate_factor: float | None = None
     weight_decay: float = 5e-4
-    decay_every: int = 30
+    decay_every: int = 24
     decay_factor: float = 0.1
     freeze_trunk: bool = False
     precision: str = "auto"
@@ -193,6 +205,16 @@ class DataConfig:
     train_size: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("spec", "root", "strip_prefix"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name == "spec" or value is not None):
+                raise InputError(f"data {name} {value!r} is not text: write a path, and kind:path for the data itself")
+        for name in ("query_size", "train_size"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 1, 2**31 - 1)
+        _integer("seed", self.seed, 0, 2**31 - 1)
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as JSON values."""
@@ -222,7 +244,9 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, source: str) -> 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise InputError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+        near = get_close_matches(value, known, n=1) if isinstance(value, str) else []
+        hint = f"did you mean {near[0]!r}? Use one of" if near else "use one of"
+        raise InputError(f"{name} {value!r} is unknown: {hint} {', '.join(known)}")
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from admth_runtime.console import progress
 from admth_runtime.errors import DataError, InputError, TrainingError
 from admth_runtime.packing import pack_logits
-from numpy.typing import NDArray
-
 from admth_training.loader import PixelLoader
 from admth_training.network import MultiLengthHashNetwork
 
@@ -69,8 +69,9 @@ def reference_logits(
     parts: list[tuple[NDArray[np.float32], ...]] = []
     with inference(network), progress(description, len(pixels), unit="images") as advance:
         for start in range(0, len(pixels), batch_size):
-            batch = np.ascontiguousarray(pixels[start : start + batch_size])
-            parts.append(_to_numpy(network(torch.from_numpy(batch).to(device))))
+            # A copy, since PyTorch warns of arrays that cannot be written, such as those of Pillow images.
+            batch = torch.tensor(pixels[start : start + batch_size])
+            parts.append(_to_numpy(network(batch.to(device))))
             advance(len(batch))
     return _collect(network, parts)
 

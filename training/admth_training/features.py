@@ -12,11 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from admth_runtime.console import note, progress
-from admth_runtime.errors import DataError
 from numpy.typing import NDArray
 from torch import Tensor
 
+from admth_runtime.console import note, progress
 from admth_training.data.memory import available_memory_bytes
 from admth_training.encode import inference
 from admth_training.loader import Batch, PixelLoader
@@ -209,18 +208,3 @@ def _mirror(batch: Batch, mirrored: NDArray[np.bool_] | None) -> NDArray[np.uint
 def _training_batch(pixels: NDArray[np.uint8], batch: Batch, device: torch.device) -> TrainingBatch:
     inputs = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     return TrainingBatch(inputs, torch.from_numpy(batch.labels).to(device), batch.indices)
-
-
-def check_trainable(loader: PixelLoader, batch_size: int) -> None:
-    """Refuse a batch that is larger than the training images.
-
-    Raises:
-        DataError: with the largest batch size that works.
-
-    """
-    if len(loader) < 2:
-        raise DataError("one training image makes no pair: give at least 2")
-    if batch_size > len(loader):
-        raise DataError(
-            f"batch size {batch_size} exceeds the {len(loader):,} training images: use --batch-size {len(loader)} or less"
-        )

@@ -1,54 +1,28 @@
-"""Training: from a run's configuration to ``model.safetensors``, ``config.json`` and ``metrics.jsonl``.
-
-A frozen trunk runs in evaluation mode, always. A trunk that is trained from ImageNet weights keeps their running
-batch statistics, since small batches of few kinds of pictures would spoil them, and trains everything else. A fresh
-trunk uses the statistics of its batches and keeps running averages of them for evaluation.
-"""
+"""One training run: from its configuration to ``model.safetensors``, ``config.json`` and ``metrics.jsonl``."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from admth_runtime.console import note, progress
-from admth_runtime.errors import DataError, DeviceError, TrainingError
+
+from admth_runtime.console import note
+from admth_runtime.errors import DataError, DeviceError
 from admth_runtime.files import make_folder
-from torch import nn
-
-from admth_training.checkpoint import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, RunConfig, save_network, save_run_config
-from admth_training.config import FitConfig
-from admth_training.data import open_dataset
-from admth_training.features import BatchSource, TrainingBatch, make_source
+from admth_training.checkpoint import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, RunConfig, save_network
+from admth_training.config import DataConfig
+from admth_training.data import ImageDataset, open_dataset
+from admth_training.features import make_source
 from admth_training.loader import PixelLoader
-from admth_training.network import MultiLengthHashNetwork, build_network
-from admth_training.objective import LossTerms, admth_loss
-from admth_training.optim import learning_rate, make_optimizer, set_learning_rate
-from admth_training.seeds import dropout_seed, epoch_order, mirrored_images
-from admth_training.splits import Splits, choose_splits, write_splits
-from admth_training.state import (
-    STATE_FILE,
-    append_metrics,
-    check_claim,
-    clear_run,
-    cut_metrics,
-    load_state,
-    run_lock,
-    save_state,
-    saved_epoch,
-)
+from admth_training.network import build_network
+from admth_training.splits import Splits, choose_splits, read_splits
+from admth_training.state import SPLITS_FILE, STATE_FILE, check_claim, run_lock
+from admth_training.trainer import Trainer
 
-__all__ = ["SPLITS_FILE", "FitResult", "fit", "select_device"]
-
-SPLITS_FILE = "splits.json"
-
-# Batch statistics of a fresh trunk: ImageNet's 0.01 would need a thousand steps to forget the initial values.
-_FRESH_NORM_MOMENTUM = 0.1
+__all__ = ["FitResult", "fit", "select_device"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +32,8 @@ class FitResult:
     Attributes:
         folder: where it lies.
         files: the names of its files.
-        epochs: how many epochs the weights have seen, and of which
-        trained_epochs: this many in this call; fewer after a resume.
+        epochs: how many epochs the weights have seen.
+        trained_epochs: how many of them in this call, fewer after a resume.
         final: the last line of ``metrics.jsonl``.
         train_images: training images, the broken ones included.
         broken_images: training images that could not be read.
@@ -115,10 +89,10 @@ def fit(
     started = time.monotonic()
     folder = Path(out)
     target = select_device(device)
-    check_claim(folder, config, resume=resume, overwrite=overwrite)
+    resumed = check_claim(folder, config, resume=resume, overwrite=overwrite)
     data = config.data
     dataset = open_dataset(data.spec, root=data.root, strip_prefix=data.strip_prefix)
-    splits = choose_splits(dataset, query_size=data.query_size, train_size=data.train_size, seed=data.seed)
+    splits = _splits(folder, dataset, data, resumed=resumed)
     loader = PixelLoader(
         dataset, splits.train, config.preprocessing, memory_limit_bytes=memory_limit_bytes, workers=workers
     )
@@ -128,25 +102,27 @@ def fit(
     with run_lock(folder):
         # Again, since another run may have come first.
         resumed = check_claim(folder, config, resume=resume, overwrite=overwrite)
-        trainer = _Trainer(config, folder, network, target, save_interval)
-        first = trainer.start(resumed, splits, loader)
-        if first <= config.fit.epochs:
-            source = make_source(
-                network,
-                loader,
-                target,
-                frozen=config.fit.freeze_trunk,
-                mirror=config.fit.flip,
-                memory_limit_bytes=memory_limit_bytes,
-            )
+        trainer = Trainer(config, folder, network, target, save_interval=save_interval)
+        done = trainer.start(splits, loader, resumed=resumed)
+        if done < config.fit.epochs:
+            if target.type == "cpu" and not config.fit.freeze_trunk:
+                note("training the trunk on the CPU takes long: --freeze-trunk trains the rest on cached features")
             with trainer.resumable():
-                trainer.train(source, loader, first)
+                source = make_source(
+                    network,
+                    loader,
+                    target,
+                    frozen=config.fit.freeze_trunk,
+                    mirror=config.fit.flip,
+                    memory_limit_bytes=memory_limit_bytes,
+                )
+                trainer.train(source, loader, done + 1)
         save_network(folder / WEIGHTS_FILE, network)
     return FitResult(
         folder=folder,
         files=(WEIGHTS_FILE, CONFIG_FILE, METRICS_FILE, SPLITS_FILE, STATE_FILE),
         epochs=config.fit.epochs,
-        trained_epochs=max(config.fit.epochs - first + 1, 0),
+        trained_epochs=config.fit.epochs - done,
         final=trainer.last_record,
         train_images=len(loader),
         broken_images=len(loader.broken),
@@ -169,43 +145,21 @@ def select_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-class _Trainer:
-    """The state of one call of :func:`fit`."""
+def _splits(folder: Path, dataset: ImageDataset, data: DataConfig, *, resumed: bool) -> Splits:
+    """Choose the splits, or read those of the run to resume, which belong to the images that it began with."""
+    path = folder / SPLITS_FILE
+    if not resumed or not path.exists():
+        return choose_splits(dataset, query_size=data.query_size, train_size=data.train_size, seed=data.seed)
+    try:
+        return read_splits(path, dataset)
+    except DataError as error:
+        raise DataError(f"the run cannot go on with other images: {error}, with --overwrite") from error
 
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: Path,
-        network: MultiLengthHashNetwork,
-        device: torch.device,
-        save_interval: float,
-    ) -> None:
-        self.config = config
-        self.folder = folder
-        self.network = network
-        self.device = device
-        self.save_interval = save_interval
-        self.last_record: dict[str, Any] = {}
-        network.trunk.requires_grad_(not config.fit.freeze_trunk)
-        factor = config.fit.trunk_learning_rate_factor
-        if factor is None:
-            factor = 0.1 if config.pretrained else 1.0
-        self.optimizer = make_optimizer(network, config.fit, trunk_factor=factor)
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._autocast = config.fit.precision == "bf16" or (config.fit.precision == "auto" and device.type == "cuda")
-        self._saved_at = time.monotonic()
 
-    def start(self, resumed: bool, splits: Splits, loader: PixelLoader) -> int:
-        """Bring the folder and the network to where training goes on; return the first epoch to train."""
-        done = 0
-        if resumed:
-            done = load_state(self.folder, self.network, self.optimizer)
-            cut_metrics(self.folder, done)
-            if done:
-                self.last_record = read_last(self.folder)
-                note(f"resuming after epoch {done} of {self.config.fit.epochs}")
-        else:
-            clear_run(self.folder)
-        save_run_config(self.folder, self.config)
-        write_splits(self.folder / SPLITS_FILE, splits, loader.dataset)
-        return done + 1
+def _check_batch_size(batch_size: int, images: int) -> None:
+    if images < 2:
+        raise DataError("one training image makes no pair: give at least 2")
+    if batch_size > images:
+        raise DataError(
+            f"batch size {batch_size} exceeds the {images:,} training images: use --batch-size {images} or less"
+        )

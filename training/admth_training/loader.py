@@ -113,6 +113,7 @@ class PixelLoader:
         self._memory_limit = memory_limit_bytes
         self._pixels: NDArray[np.uint8] | None = None
         self._broken: dict[int, BrokenImage] = {}
+        self._warned = False
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -213,6 +214,7 @@ class PixelLoader:
                     asked, futures = waiting.popleft()
                     decoded = [(position, future.result()) for position, future in zip(asked, futures, strict=True)]
                     self._check_rate()
+                    self._warn_of_first()
                     good = [(position, image) for position, image in decoded if image is not None]
                     if good:
                         yield self._batch(
@@ -235,11 +237,14 @@ class PixelLoader:
             path = self.dataset.describe(index)
             found = BrokenImage(index, path, str(error).removeprefix(f"{path}: "))
         with self._lock:
-            first = not self._broken
             self._broken[position] = found
-        if first and self._pixels is None:
-            warn(f"left out the broken image {found.path}: {found.reason}")
         return None
+
+    def _warn_of_first(self) -> None:
+        """Say once that images are left out on the fly; the rest is in :attr:`broken`."""
+        if not self._warned and (broken := self.broken):
+            self._warned = True
+            warn(f"broken images are left out, the first is {_named(broken[:1])}")
 
     def _check_rate(self) -> None:
         broken = self.broken

@@ -89,20 +89,21 @@ def choose_splits(
 ) -> Splits:
     """Return the splits that come with a data set, or draw some.
 
-    Sizes that are given ask for drawn splits even where official ones exist. A size that is not given is a tenth of
-    the images but at most 1,000 for queries, and all that is left for training.
+    Sizes that are given, or training images outside the database, ask for drawn splits even where official ones
+    exist. A size that is not given is a tenth of the images but at most 1,000 for queries, and for training all that
+    is left, or half of it where training images are not searched.
 
     Raises:
         DataError: the sizes do not fit the data set.
     """
-    if dataset.official_splits is not None and query_size is None and train_size is None:
+    if dataset.official_splits is not None and query_size is None and train_size is None and train_in_database:
         return dataset.official_splits
     if query_size is None:
         query_size = min(_DEFAULT_QUERY_LIMIT, max(1, int(len(dataset) * _DEFAULT_QUERY_SHARE)))
     if train_size is None:
         rest = len(dataset) - query_size
         # A training set outside the database has to leave a database.
-        train_size = rest if train_in_database else rest // 2
+        train_size = max(1, rest if train_in_database else rest // 2)
     return make_splits(
         dataset, query_size=query_size, train_size=train_size, seed=seed, train_in_database=train_in_database
     )
@@ -114,7 +115,8 @@ def make_splits(
     """Draw splits at random: queries, then training images; the database is everything that is no query.
 
     Where every image has one class, queries and training images are balanced over the classes: a class gives its
-    equal share, or all that it has, and then the others fill up. Every class keeps an image outside the queries.
+    equal share, or all that it has, and then the others fill up. Every class keeps an image outside the queries,
+    unless there are too many queries for that.
     Multi-label data sets are drawn uniformly, as NUS-WIDE and MS-COCO are in the literature.
 
     Args:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from admth_runtime.errors import CheckpointError, OutputError, require
 from admth_runtime.files import write_text
-
 from admth_training.checkpoint import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -32,6 +32,7 @@ from admth_training.network import MultiLengthHashNetwork
 
 __all__ = [
     "LOCK_FILE",
+    "SPLITS_FILE",
     "STATE_FILE",
     "append_metrics",
     "check_claim",
@@ -44,9 +45,10 @@ __all__ = [
 ]
 
 STATE_FILE = "state.safetensors"
+SPLITS_FILE = "splits.json"
 LOCK_FILE = ".lock"
 _RUN_FILES = (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE, STATE_FILE)
-_DERIVED_FILES = ("splits.json", "evaluation.json", "evaluation.png")
+_DERIVED_FILES = (SPLITS_FILE, "evaluation.json", "evaluation.png")
 _WEIGHTS, _OPTIMIZER = "network/", "optimizer/"
 
 
@@ -91,9 +93,9 @@ def check_claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: boo
     if not present or overwrite:
         return False
     if not resume:
-        kind = "finished" if WEIGHTS_FILE in present else "unfinished"
+        kind = "a finished" if WEIGHTS_FILE in present else "an unfinished"
         raise OutputError(
-            f"{folder} already holds a {kind} run: continue it with --resume, replace it with --overwrite, "
+            f"{folder} already holds {kind} run: continue it with --resume, replace it with --overwrite, "
             "or choose another --out"
         )
     differences = _differences(load_run_config(folder), config)
@@ -113,16 +115,14 @@ def clear_run(folder: Path) -> None:
         OutputError: a file cannot be removed.
 
     """
-    for name in (*_RUN_FILES, *_DERIVED_FILES):
-        try:
+    try:
+        for name in (*_RUN_FILES, *_DERIVED_FILES):
             (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot remove {folder / name}: {error.strerror}") from error
+    except OSError as error:
+        raise OutputError(f"cannot remove {error.filename}: {error.strerror}") from error
 
 
-def save_state(
-    folder: Path, network: MultiLengthHashNetwork, optimizer: torch.optim.Optimizer, *, epoch: int
-) -> None:
+def save_state(folder: Path, network: MultiLengthHashNetwork, optimizer: torch.optim.Optimizer, *, epoch: int) -> None:
     """Write the state after a whole epoch, by rename.
 
     Raises:
@@ -130,7 +130,7 @@ def save_state(
 
     """
     tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in network.state_dict().items()}
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
@@ -211,18 +211,24 @@ def append_metrics(folder: Path, record: dict[str, Any]) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}; continue later with --resume") from error
 
 
-def cut_metrics(folder: Path, epoch: int) -> None:
-    """Keep the lines up to an epoch, those that the saved state includes.
+def cut_metrics(folder: Path, epoch: int) -> list[dict[str, Any]]:
+    """Keep the lines up to an epoch, those that the saved state includes, and return them.
 
     Raises:
-        CheckpointError: the file is broken.
+        CheckpointError: the file is broken, or ends before the state.
         OutputError: it cannot be written.
 
     """
-    if not (folder / METRICS_FILE).exists():
-        return
+    path = folder / METRICS_FILE
+    if epoch == 0 and not path.exists():
+        return []
     kept = [record for record in read_metrics(folder) if record.get("epoch", 0) <= epoch]
-    write_text(folder / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+    if [record.get("epoch") for record in kept] != list(range(1, epoch + 1)):
+        raise CheckpointError(
+            f"{path}: does not hold the {epoch} epochs of {STATE_FILE}: restore it, or start anew with --overwrite"
+        )
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
 
 
 def _differences(old: RunConfig, new: RunConfig) -> list[str]:

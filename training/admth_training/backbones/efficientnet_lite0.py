@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from admth_runtime.errors import CheckpointError, require
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from admth_runtime.errors import CheckpointError, require
 from admth_training.backbones.trunk import Trunk
 
 __all__ = ["EfficientNetLite0Trunk", "load_imagenet_weights"]

@@ -1,0 +1,194 @@
+"""``admth-export``: trained runs to ONNX models, with proof that their bits are PyTorch's bits.
+
+Everything heavy is imported inside the commands, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from admth_export.report.command import report_command
+from admth_runtime.console import new_app, print_json, run_app, say, warn
+
+if TYPE_CHECKING:
+    from admth_export.exporting import ExportResult
+    from admth_export.gate import Gate
+    from admth_export.options import ImageChoice
+
+__all__ = ["app", "main"]
+
+app = new_app("Export trained runs to ONNX, and prove that the engine's bits are PyTorch's bits.")
+
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Images for the gate, such as fashion-mnist:DIR.  [default: those of the run]"),
+]
+Root = Annotated[Path | None, typer.Option("--root", help="Folder of the relative paths of a --data list:FILE.")]
+StripPrefix = Annotated[
+    str | None, typer.Option("--strip-prefix", help="Text to cut from the start of each path of such a list.")
+]
+Images = Annotated[int, typer.Option("--images", help="Query images to compare.")]
+DatabaseImages = Annotated[
+    int, typer.Option("--database-images", help="Database images for the effect on mAP; 0 leaves it out.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the choice of images.")]
+NoiseThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--noise-threshold",
+        help="Margin |z| up to which a flipped bit is noise.  [default: 0.001 FP32, 0.02 FP16, none INT8]",
+    ),
+]
+MinBitParity = Annotated[
+    float | None,
+    typer.Option("--min-bit-parity", help="Least share of equal bits.  [default: 0.9999 FP32, 0.998 FP16, 0.95 INT8]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@app.command()
+def onnx(
+    run: Annotated[Path, typer.Argument(metavar="[RUN]", help="Folder of the training run.")] = Path(),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write.  [default: model.onnx in the run's folder]")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="Operator set version, 18 to 23.")] = 20,
+    ir_version: Annotated[int, typer.Option(help="File format version, 8 to 12.")] = 10,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Pass the parity gate, or leave it out and record that.")
+    ] = True,
+    data: Data = None,
+    root: Root = None,
+    strip_prefix: StripPrefix = None,
+    images: Images = 1000,
+    database_images: DatabaseImages = 1000,
+    seed: Seed = 0,
+    noise_threshold: NoiseThreshold = None,
+    min_bit_parity: MinBitParity = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a run to one ONNX file, if its bits prove to be PyTorch's."""
+    from admth_export.options import OnnxOptions, check_target
+
+    # Everything that can be refused is, before PyTorch is imported, which takes seconds.
+    options = OnnxOptions(opset, ir_version)
+    gate = _gate("fp32", noise_threshold, min_bit_parity)
+    choice = _choice(data, root, strip_prefix, images, database_images, seed)
+    if out is not None:
+        check_target(out)
+
+    from admth_export.exporting import export_onnx
+
+    result = export_onnx(run, out, options=options, gate=gate, images=choice, verify=verify)
+    if as_json:
+        print_json(_export_fields(result))
+        return
+    if result.parity is not None:
+        say(result.parity.table())
+    else:
+        warn(
+            "the parity gate was left out, and the model's manifest says so: run  admth-export verify "
+            + str(result.model)
+        )
+    say(f"wrote {result.model} ({result.bytes / 1e6:,.1f} MB, opset {opset}, IR {ir_version}, {result.sha256[:12]})")
+    if result.report is not None:
+        say(f"wrote {result.report} and {result.picture}")
+    say(f"next: admth-run encode IMAGES --model {result.model} --out codes.npz")
+    say(f"      admth-run info {result.model}")
+
+
+@app.command()
+def verify(
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The ONNX model to check.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder of its training run.  [default: the candidate's folder]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The report's .json file.  [default: NAME.parity.json beside the candidate]"),
+    ] = None,
+    data: Data = None,
+    root: Root = None,
+    strip_prefix: StripPrefix = None,
+    images: Images = 1000,
+    database_images: DatabaseImages = 1000,
+    seed: Seed = 0,
+    noise_threshold: NoiseThreshold = None,
+    min_bit_parity: MinBitParity = None,
+    device: Annotated[str, typer.Option(help="Where the candidate runs: auto, cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of the candidate.  [default: physical cores]")
+    ] = None,
+    any_checkpoint: Annotated[
+        bool, typer.Option("--any-checkpoint", help="Compare with a run that the candidate did not come from.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the bits of an exported model against PyTorch's; exit 1 when the gate fails."""
+    from admth_runtime.errors import OutputError, ParityError
+    from admth_runtime.model import read_model
+
+    # Everything that can be refused is, before PyTorch is imported, which takes seconds.
+    if out is not None and out.suffix != ".json":
+        raise OutputError(f"cannot write {out}: a report's name ends with .json; pass for example --out report.json")
+    if out is not None and not out.parent.is_dir():
+        raise OutputError(f"cannot write {out}: its folder does not exist; create it first")
+    choice = _choice(data, root, strip_prefix, images, database_images, seed)
+    gate = _gate(read_model(candidate).manifest.precision, noise_threshold, min_bit_parity)
+
+    from admth_export.exporting import report_paths, write_report
+    from admth_export.verification import verify as check
+
+    report = check(
+        candidate, run, gate=gate, images=choice, device=device, threads=threads, any_checkpoint=any_checkpoint
+    )
+    json_path, picture = report_paths(candidate) if out is None else (out, out.with_suffix(".png"))
+    write_report(report, json_path, picture)
+    if as_json:
+        print_json({**report.to_dict(), "report": str(json_path), "picture": str(picture)})
+    else:
+        say(report.table())
+        say(f"wrote {json_path} and {picture}")
+    if report.passed:
+        if not as_json:
+            say(f"passed: {candidate} gives PyTorch's bits")
+        return
+    more = f" (and {len(report.failures) - 1:,} more)" if len(report.failures) > 1 else ""
+    raise ParityError(f"{candidate} fails the parity gate: {report.failures[0]}{more}: see {json_path}")
+
+
+app.command("report")(report_command)
+
+
+def main() -> None:
+    """Run ``admth-export``."""
+    run_app(app)
+
+
+def _gate(precision: str, noise_threshold: float | None, min_bit_parity: float | None) -> Gate:
+    from admth_export.gate import Gate
+
+    return Gate.of_precision(precision, noise_threshold=noise_threshold, minimum_bit_parity=min_bit_parity)
+
+
+def _choice(
+    data: str | None, root: Path | None, strip_prefix: str | None, images: int, database_images: int, seed: int
+) -> ImageChoice:
+    from admth_export.options import ImageChoice
+
+    return ImageChoice(data, None if root is None else str(root), strip_prefix, images, database_images, seed)
+
+
+def _export_fields(result: ExportResult) -> dict[str, Any]:
+    return {
+        "model": str(result.model),
+        "bytes": result.bytes,
+        "sha256": result.sha256,
+        "code_lengths": list(result.manifest.code_lengths),
+        "parity": None if result.parity is None else result.parity.to_dict(),
+        "report": None if result.report is None else str(result.report),
+        "picture": None if result.picture is None else str(result.picture),
+    }
