@@ -8,6 +8,9 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.admth-installed
 
+# PyTorch's threads wait for each other by spinning, which costs minutes where another program wants the processors.
+CALM := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
+
 export PYTHONUNBUFFERED := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -21,10 +24,10 @@ help:  ## list the targets
 install: $(INSTALLED)  ## make the environment and install everything into it
 
 demo: $(INSTALLED)  ## train, export, prove, encode, search and report on real images, in about four minutes
-	@$(BIN)/python examples/demo.py
+	@$(CALM) $(BIN)/python examples/demo.py
 
 test: lint  ## lint, type-check and run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(CALM) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED)  ## run the tests that need an NVIDIA GPU; they say so where there is none
 	@$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS); status=$$?; \

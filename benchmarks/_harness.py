@@ -46,7 +46,9 @@ def report(figure: Figure) -> None:
 def interleave(
     candidates: Sequence[Callable[[], object]], *, rounds: int, warmup: int = 3, seconds: float = 120.0
 ) -> list[list[float]]:
-    """Time several functions in turn, A B A B, so that a drift of the machine's speed hits all of them alike.
+    """Time several functions in turn, A B B A, so that a drift of the machine's speed hits all of them alike.
+
+    Every second round runs in reverse: what runs after a certain neighbour finds other caches than the neighbour does.
 
     Args:
         candidates: functions without arguments.
@@ -65,7 +67,9 @@ def interleave(
     for done in range(rounds):
         if done >= 5 and time.perf_counter() > end:
             break
-        for function, record in zip(candidates, times, strict=True):
+        order = range(len(candidates)) if done % 2 == 0 else reversed(range(len(candidates)))
+        for index in order:
+            function, record = candidates[index], times[index]
             start = time.perf_counter()
             function()
             record.append(time.perf_counter() - start)

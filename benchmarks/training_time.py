@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -13,12 +15,12 @@ from admth_training.checkpoint import RunConfig
 from admth_training.config import DataConfig, FitConfig, NetworkConfig, ObjectiveConfig
 from admth_training.data.fashion_mnist import read_part
 from admth_training.data.idx import write_idx
-from admth_training.fit import fit
+from admth_training.fitting import fit
 
 LENGTHS = (16, 32, 48, 64)
 SIZE = 96
-IMAGES = 640
-ROUNDS = 5
+IMAGES = 192
+ROUNDS = 4
 
 
 def cut(folder: Path) -> None:
@@ -50,8 +52,9 @@ def main() -> None:
         cut(folder)
 
         def train(*runs: tuple[int, ...]) -> None:
-            for lengths in runs:
-                fit(configuration(folder, lengths), folder / "run", overwrite=True, device="cpu")
+            with redirect_stderr(io.StringIO()):  # fit's own lines on its progress
+                for lengths in runs:
+                    fit(configuration(folder, lengths), folder / "run", overwrite=True, device="cpu")
 
         one, four = interleave(
             [lambda: train(LENGTHS), lambda: train(*((length,) for length in LENGTHS))],

@@ -15,8 +15,9 @@ Names are imported when they are first used, so importing this package does not 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from admth_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from admth_export.exporting import ExportResult, export_onnx
@@ -27,25 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportResult", "Gate", "ImageChoice", "OnnxOptions", "ParityReport", "export_onnx", "verify"]
 
-_HOME_OF = {
-    "ExportResult": "exporting",
-    "Gate": "gate",
-    "ImageChoice": "options",
-    "OnnxOptions": "options",
-    "ParityReport": "parity_report",
-    "export_onnx": "exporting",
-    "verify": "verification",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "exporting": ("ExportResult", "export_onnx"),
+        "gate": ("Gate",),
+        "options": ("ImageChoice", "OnnxOptions"),
+        "parity_report": ("ParityReport",),
+        "verification": ("verify",),
+    },
+)

@@ -12,6 +12,7 @@ import typer
 
 from admth_export.report.command import report_command
 from admth_runtime.console import new_app, print_json, run_app, say, warn
+from admth_training.torch_start import start_torch
 
 if TYPE_CHECKING:
     from admth_export.exporting import ExportResult
@@ -51,7 +52,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 @app.command()
 def onnx(
-    run: Annotated[Path, typer.Argument(metavar="[RUN]", help="Folder of the training run.")] = Path(),
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the training run.")] = Path(),
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write.  [default: model.onnx in the run's folder]")
     ] = None,
@@ -80,6 +81,7 @@ def onnx(
     if out is not None:
         check_target(out)
 
+    start_torch(extra="export", purpose="exporting and verifying")
     from admth_export.exporting import export_onnx
 
     result = export_onnx(run, out, options=options, gate=gate, images=choice, verify=verify)
@@ -139,6 +141,7 @@ def verify(
     choice = _choice(data, root, strip_prefix, images, database_images, seed)
     gate = _gate(read_model(candidate).manifest.precision, noise_threshold, min_bit_parity)
 
+    start_torch(extra="export", purpose="exporting and verifying")
     from admth_export.exporting import report_paths, write_report
     from admth_export.verification import verify as check
 
@@ -154,7 +157,7 @@ def verify(
         say(f"wrote {json_path} and {picture}")
     if report.passed:
         if not as_json:
-            say(f"passed: {candidate} gives PyTorch's bits")
+            say(f"passed: {candidate} is within the gate")
         return
     more = f" (and {len(report.failures) - 1:,} more)" if len(report.failures) > 1 else ""
     raise ParityError(f"{candidate} fails the parity gate: {report.failures[0]}{more}: see {json_path}")

@@ -128,7 +128,7 @@ def _inference_layers(layers: nn.Module) -> nn.Sequential:
             shared.bias = nn.Parameter(layer.bias.detach())
             kept.append(shared)
         elif not isinstance(layer, nn.Dropout):
-            kept.append(layer)
+            kept.append(copy.deepcopy(layer))
     return nn.Sequential(*kept)
 
 

@@ -15,7 +15,7 @@ from admth_export.onnx_export import build_graph, manifest_of
 from admth_export.options import MODEL_FILE, ImageChoice, OnnxOptions, check_target
 from admth_export.parity_plot import save_parity_figure
 from admth_export.parity_report import ModelFacts, ParityReport
-from admth_runtime.console import progress
+from admth_export.stages import stage
 from admth_runtime.errors import CheckpointError, OutputError, ParityError, require
 from admth_runtime.files import atomic_path, sha256_of_file, write_json
 from admth_runtime.manifest import Manifest
@@ -78,7 +78,7 @@ def export_onnx(
     """
     folder, target = Path(run), Path(out) if out is not None else Path(run) / MODEL_FILE
     options = options or OnnxOptions()
-    with progress("loading the run", None):
+    with stage("loading the run"):
         trained = load_run(folder)
     _check_size(trained)
     check_target(target)
@@ -88,9 +88,9 @@ def export_onnx(
         # Opened before the graph is built, so that missing data is known in a second.
         chosen = load_gate_images(trained, images or ImageChoice()) if verify else None
         manifest = manifest_of(trained)
-        with progress("building the graph", None):
+        with stage("building the graph"):
             graph_size = write_graph(temporary, build_graph(trained.network, manifest.preprocessing.shape, options))
-        with progress("checking the graph", None):
+        with stage("checking the graph"):
             check_file(temporary)
         write_manifest(temporary, graph_size, manifest)
         report = None

@@ -9,10 +9,10 @@ from admth_export.gate_images import load_gate_images
 from admth_export.measuring import measure_parity
 from admth_export.options import ImageChoice
 from admth_export.parity_report import ModelFacts, ParityReport
-from admth_runtime.console import progress
+from admth_export.stages import stage
 from admth_runtime.errors import CheckpointError, ManifestError
 from admth_runtime.model import ModelFile, read_model
-from admth_training.checkpoint import WEIGHTS_FILE, TrainedRun, load_run
+from admth_training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, TrainedRun, load_run
 
 __all__ = ["verify"]
 
@@ -48,7 +48,9 @@ def verify(
     """
     path = Path(candidate)
     model = read_model(path)
-    with progress("loading the run", None):
+    if run is None and not (path.parent / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{path.parent} is no run's folder, it holds no {CONFIG_FILE}: name the run with --run")
+    with stage("loading the run"):
         trained = load_run(run if run is not None else path.parent)
     _check_origin(model, trained, any_checkpoint=any_checkpoint)
     manifest = model.manifest

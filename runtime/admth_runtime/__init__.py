@@ -14,10 +14,10 @@ Names are imported when they are first used, so importing this package costs not
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from admth_runtime._version import __version__
+from admth_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from admth_runtime.codes_file import EncodedImages, read_codes, write_codes
@@ -86,48 +86,37 @@ __all__ = [
     "write_codes",
 ]
 
-_HOMES = {
-    "codes_file": ("EncodedImages", "read_codes", "write_codes"),
-    "engine": ("Engine",),
-    "errors": (
-        "AdmthError",
-        "CodeLengthError",
-        "DeviceError",
-        "ImageError",
-        "InputError",
-        "ManifestError",
-        "MissingExtraError",
-        "ModelError",
-        "OutputError",
-    ),
-    "index": ("HashIndex", "SearchHits"),
-    "manifest": ("Manifest",),
-    "model": ("ModelFile", "read_model"),
-    "onnx_file": ("OnnxFile", "read_onnx"),
-    "packing": (
-        "from_hex",
-        "hamming_distance",
-        "hamming_matrix",
-        "pack_bits",
-        "pack_logits",
-        "to_hex",
-        "unpack_bits",
-    ),
-    "preprocessing": ("PreprocessingSpec", "load_image", "preprocess"),
-    "results": ("HashCodes",),
-    "runtime": ("HashRuntime",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "codes_file": ("EncodedImages", "read_codes", "write_codes"),
+        "engine": ("Engine",),
+        "errors": (
+            "AdmthError",
+            "CodeLengthError",
+            "DeviceError",
+            "ImageError",
+            "InputError",
+            "ManifestError",
+            "MissingExtraError",
+            "ModelError",
+            "OutputError",
+        ),
+        "index": ("HashIndex", "SearchHits"),
+        "manifest": ("Manifest",),
+        "model": ("ModelFile", "read_model"),
+        "onnx_file": ("OnnxFile", "read_onnx"),
+        "packing": (
+            "from_hex",
+            "hamming_distance",
+            "hamming_matrix",
+            "pack_bits",
+            "pack_logits",
+            "to_hex",
+            "unpack_bits",
+        ),
+        "preprocessing": ("PreprocessingSpec", "load_image", "preprocess"),
+        "results": ("HashCodes",),
+        "runtime": ("HashRuntime",),
+    },
+)

@@ -217,6 +217,7 @@ def bench(
             times = measure_latency(runtime, pictures, batch=batch, queries=queries, warmup=warmup, advance=advance)
         facts = {
             "model": str(model),
+            "model_sha256": runtime.model_sha256,
             "engine": f"{runtime.engine.name} {runtime.engine.version}",
             "device": runtime.device,
             "threads": runtime.threads,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from admth_runtime.allocator import return_freed_memory
 from admth_runtime.cpu import usable_cores
 from admth_runtime.errors import DeviceError, InputError, ModelError, require
 from admth_runtime.manifest import INPUT_NAME
@@ -95,6 +96,7 @@ class OnnxRuntimeEngine:
         self.threads = threads or usable_cores()
         self._output_names = list(output_names)
         self._session, self.device = self._open(path, device)
+        return_freed_memory()
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Run a batch; see :meth:`Engine.run`."""

@@ -7,7 +7,6 @@ antialiased Pillow resize of the crop box. Normalisation is not here: it is insi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from admth_runtime.errors import ImageError, InputError, ManifestError
+from admth_runtime.files import sha256_of_bytes
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "PreprocessingSpec", "load_image", "preprocess", "resize", "to_rgb"]
 
@@ -108,7 +108,7 @@ class PreprocessingSpec:
     def digest(self) -> str:
         """Return the SHA-256 of the canonical JSON form, as 64 hexadecimal digits: equal digests, equal pixels."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return sha256_of_bytes(canonical.encode())
 
 
 def preprocess(image: str | Path | Image.Image | NDArray[np.uint8], spec: PreprocessingSpec) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -18,6 +19,21 @@ COMMANDS = {"admth-run": "admth_runtime", "admth-train": "admth_training", "admt
 
 # PyTorch's threads wait for each other by spinning, which costs minutes where another program wants the processors.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Where the run is, and what each command printed."""
+
+    folder: Path
+    pictures: Path
+    fit: str
+    evaluate: str
+    export: str
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.onnx"
 
 
 def modules_of(room: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,10 @@ from PIL import Image
 # Test modules are imported by path, so their neighbours are found only if we say where they are.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _rooms import command
+from _rooms import FinishedRun, command
 
 CLASSES = {"red & <dark>": (200, 40, 30), "green": (40, 170, 60), "blue": (40, 60, 200)}
 """The first name must be escaped wherever it is shown."""
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """Where the run is, and what each command printed."""
-
-    folder: Path
-    pictures: Path
-    fit: str
-    evaluate: str
-    export: str
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model.onnx"
 
 
 def draw_pictures(folder: Path, a_class: int, seed: int) -> None:

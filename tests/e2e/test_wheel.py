@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _rooms import REPOSITORY, run
-from conftest import FinishedRun
+from _rooms import REPOSITORY, FinishedRun, run
 
 from admth_runtime import HashRuntime
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _rooms import command
-from conftest import FinishedRun
+from _rooms import FinishedRun, command
 
 from admth_runtime import HashIndex, HashRuntime, read_codes
 

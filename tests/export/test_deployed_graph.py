@@ -179,7 +179,7 @@ def test_another_opset_and_ir_version_give_the_same_bits(tmp_path, tiny_network,
         with HashRuntime(path, threads=1) as runtime:
             codes = runtime.encode_pixels(pixels)
         for length, logits in expected.items():
-            np.testing.assert_allclose(codes.logits[length], logits, atol=1e-4)
+            np.testing.assert_allclose(codes.logits[length], logits, atol=5e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("values", [{"opset": 17}, {"opset": 24}, {"ir_version": 7}, {"ir_version": 99}])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from admth_runtime.errors import CheckpointError, DataError, OutputError
 from admth_training.checkpoint import load_run, read_metrics
-from admth_training.fit import fit
+from admth_training.fitting import fit
 from admth_training.network import build_network
 from admth_training.optim import make_optimizer
 from admth_training.state import load_state, run_lock, save_state, saved_epoch
@@ -45,7 +45,15 @@ def arguments(tiny_folder):
 def start(*options):
     command = [sys.executable, "-m", "admth_training", "fit", "--threads", "1", "--save-interval", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A shell starts its background jobs, which the tests may be, with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
 
 
 def finish(process):
@@ -242,3 +250,22 @@ def test_metrics_that_end_before_the_state_are_refused(tmp_path, tiny_config, mo
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(CheckpointError, match=r"does not hold the 2 epochs of state\.safetensors"):
         fit(more_epochs(config, 3), tmp_path / "run", device="cpu", resume=True)
+
+
+def test_a_finished_run_without_its_state_is_not_trained_again(tmp_path, tiny_config, more_epochs):
+    config = tiny_config(epochs=1)
+    fit(config, tmp_path / "run", device="cpu")
+    (tmp_path / "run" / "state.safetensors").unlink()
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=r"finished run without its state\.safetensors"):
+        fit(more_epochs(config, 2), tmp_path / "run", device="cpu", resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_an_image_that_is_query_and_training_image_stops_before_training(tmp_path, tiny_config, tiny_folder):
+    shutil.copytree(tiny_folder, tmp_path / "data")
+    for number in range(12):
+        (tmp_path / "data" / "red" / f"copy{number:02}.png").hardlink_to(tmp_path / "data" / "red" / f"{number:02}.png")
+    with pytest.raises(DataError, match="are the same file"):
+        fit(tiny_config(data=tmp_path / "data"), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()

@@ -185,6 +185,7 @@ def test_bad_input_is_one_line_and_touches_nothing(finished, tmp_path, tiny_fold
         "no run": (["evaluate", tmp_path / "nowhere"], "is not a run's folder"),
         "map at": (["evaluate", folder, "--map-at", "0"], "0"),
         "map at text": (["evaluate", folder, "--map-at", "all;5"], "--map-at 'all;5' is not a list of integers"),
+        "root alone": (["evaluate", folder, "--root", tmp_path], "--root and --strip-prefix belong to --data"),
         "ap": (["evaluate", folder, "--ap-definition", "voc"], "voc"),
         "encode batch": (["evaluate", folder, "--batch-size", "0"], "batch size 0 is not positive"),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from admth_runtime.console import new_app, parse_integers, print_json, run_app, say
 from admth_runtime.errors import InputError, MissingExtraError, require
 from admth_training import options as o
+from admth_training.torch_start import start_torch
 
 if TYPE_CHECKING:
     from admth_training.checkpoint import RunConfig
@@ -106,8 +107,8 @@ def fit(
             "seed": seed,
         },
     }
-    _start_torch(threads)
-    from admth_training.fit import fit as train
+    start_torch(extra="train", purpose="training", threads=threads)
+    from admth_training.fitting import fit as train
 
     config = _run_config(out, given, pretrained, resume=resume)
     limit = _gibibytes(memory_limit_gib)
@@ -142,7 +143,9 @@ def fit(
 @app.command()
 def evaluate(
     run: o.Run = Path(),
-    data: o.Data = None,
+    data: o.OtherData = None,
+    root: o.Root = None,
+    strip_prefix: o.StripPrefix = None,
     map_at: o.MapAt = "all",
     ap_definition: o.ApDefinition = "found",
     out: o.EvaluationOut = None,
@@ -154,17 +157,19 @@ def evaluate(
 ) -> None:
     """Measure the codes of a run on its queries and database: evaluation.json, evaluation.png and a table."""
     cutoffs = _cutoffs(map_at)
-    _start_torch(threads)
+    if data is None and (root is not None or strip_prefix is not None):
+        raise InputError("--root and --strip-prefix belong to --data: the run's own data keeps the recorded ones")
+    start_torch(extra="train", purpose="training", threads=threads)
     require("matplotlib", extra="train", purpose="the picture of an evaluation")
     from admth_runtime.files import make_folder, write_json
     from admth_training.checkpoint import load_run
     from admth_training.evaluate import evaluate_run, open_run_data
-    from admth_training.fit import select_device
+    from admth_training.fitting import select_device
     from admth_training.plots import retrieval_figure, save_figure
 
     loaded = load_run(run)
     loaded.network.to(select_device(device))
-    dataset, splits = open_run_data(loaded, spec=_absolute_spec(data))
+    dataset, splits = open_run_data(loaded, spec=_absolute_spec(data), root=root, strip_prefix=strip_prefix)
     folder = make_folder(run if out is None else out)
     evaluation = evaluate_run(
         loaded,
@@ -238,12 +243,3 @@ def _gibibytes(value: float | None) -> int | None:
     if not 0.0 <= value <= 1e6:
         raise InputError(f"--memory-limit-gib {value} is not a number from 0 to 1,000,000")
     return int(value * 2**30)
-
-
-def _start_torch(threads: int | None) -> None:
-    torch = require("torch", extra="train", purpose="training")
-    require("safetensors", extra="train", purpose="training")
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"--threads {threads} is not positive: use at least 1")
-        torch.set_num_threads(threads)

@@ -142,7 +142,8 @@ class FitConfig:
         precision: ``"fp32"``, ``"bf16"`` (autocast; weights and losses stay in FP32), or ``"auto"``, which is bf16 on
             CUDA and FP32 on the CPU, where bf16 is fast on few processors. Features of a frozen trunk are always FP32.
         flip: mirror images at random, the cached features included.
-        clip_norm: largest gradient norm, 0 for no clipping.
+        clip_norm: largest gradient norm, 0 for no clipping, with which the paper's SGD rate and alpha diverge in the
+            first steps.
         seed: of initial weights, batch order, dropout and augmentation.
 
     """

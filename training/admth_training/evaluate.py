@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from admth_runtime.console import note
 from admth_training.checkpoint import TrainedRun
@@ -17,12 +18,16 @@ from admth_training.state import SPLITS_FILE
 __all__ = ["evaluate_run", "open_run_data"]
 
 
-def open_run_data(run: TrainedRun, *, spec: str | None = None) -> tuple[ImageDataset, Splits]:
+def open_run_data(
+    run: TrainedRun, *, spec: str | None = None, root: str | Path | None = None, strip_prefix: str | None = None
+) -> tuple[ImageDataset, Splits]:
     """Open the images of a run and their splits, or other images with splits of their own.
 
     Args:
         run: the run; where its images are, and how they were split, is in its folder.
         spec: other images, such as ``"folder:pictures"``; None is the run's.
+        root: for other ``list:`` images, the folder that their relative paths start from.
+        strip_prefix: for these, a text to cut from the start of each path.
 
     Raises:
         DataError: the data is missing, broken, or no longer the listing that the run was split from.
@@ -30,7 +35,7 @@ def open_run_data(run: TrainedRun, *, spec: str | None = None) -> tuple[ImageDat
     """
     data = run.config.data
     if spec is not None and spec != data.spec:
-        dataset = open_dataset(spec)
+        dataset = open_dataset(spec, root=root, strip_prefix=strip_prefix)
         return dataset, choose_splits(dataset, seed=data.seed)
     dataset = open_dataset(data.spec, root=data.root, strip_prefix=data.strip_prefix)
     path = run.folder / SPLITS_FILE

@@ -40,6 +40,7 @@ __all__ = [
     "MapDirection",
     "MemoryLimit",
     "Optimizer",
+    "OtherData",
     "Out",
     "Overwrite",
     "Precision",
@@ -134,6 +135,7 @@ Flip = Annotated[bool | None, _chosen("--flip/--no-flip", "Mirror images at rand
 Seed = Annotated[int | None, _chosen("--seed", "Seed of splits, weights, order, dropout and mirroring.", "0")]
 
 Out = Annotated[Path, typer.Option("--out", help="The run's folder.", show_default=False)]
+OtherData = Annotated[str | None, _chosen("--data", "Other images than the run's, as in fit.", "the run's")]
 Workers = Annotated[
     int | None, typer.Option("--workers", help="Threads that decode images.", show_default="all processors, at most 8")
 ]

@@ -98,6 +98,10 @@ def check_claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: boo
             f"{folder} already holds {kind} run: continue it with --resume, replace it with --overwrite, "
             "or choose another --out"
         )
+    if WEIGHTS_FILE in present and STATE_FILE not in present:
+        raise CheckpointError(
+            f"{folder} holds a finished run without its {STATE_FILE}, which --resume needs: start anew with --overwrite"
+        )
     differences = _differences(load_run_config(folder), config)
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""

@@ -7,8 +7,9 @@ line's help stays fast.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from admth_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from admth_export.report.facts import ReportOptions
@@ -16,11 +17,4 @@ if TYPE_CHECKING:
 
 __all__ = ["ReportOptions", "WrittenReport", "write_report"]
 
-_HOMES = {"ReportOptions": "facts", "WrittenReport": "writing", "write_report": "writing"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, {"facts": ("ReportOptions",), "writing": ("WrittenReport", "write_report")})

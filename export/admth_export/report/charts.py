@@ -6,6 +6,7 @@ well on a light and on a dark page, on a screen and on paper.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -77,8 +78,9 @@ def loss_chart(records: Sequence[Mapping[str, Any]]) -> Chart:
         if all(record[name] > 0 for record in records for name in ("loss", "likelihood", "consistency")):
             axes.set_yscale("log")
         axes.set(xlabel="epoch")
+        axes.margins(y=0.16)  # room for the legend above the curves
         _whole_numbers(axes)
-        axes.legend(loc="best")
+        axes.legend(loc="upper right", ncols=3)
 
     first, last = records[0]["loss"], records[-1]["loss"]
     return _svg("loss", draw, f"Training loss by epoch: from {first:.4g} to {last:.4g} in {len(records)} epochs.")
@@ -163,7 +165,7 @@ def precision_recall_chart(
             axes.plot(*zip(*points, strict=True), **_line(place, len(values)), label=f"{length} bits")
         axes.axhline(baseline, color=_MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
-        axes.legend(loc="upper right")
+        axes.legend(loc="center left")
 
     return _svg(
         "precision-recall", draw, "Precision against recall as the Hamming radius grows, for every code length."
@@ -251,6 +253,6 @@ def _themed(text: str, name: str, description: str) -> Chart:
     assert attributes is not None
     opening = (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{attributes[1]}" class="chart" role="img" '
-        f'aria-label="{description}">'
+        f'aria-label="{html.escape(description)}">'
     )
     return opening + text[attributes.end() :].strip()

@@ -14,7 +14,7 @@ __all__ = ["report_command"]
 
 
 def report_command(
-    run: Annotated[Path, typer.Argument(metavar="[RUN]", help="The run's folder.", show_default="here")] = Path(),
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default="here")] = Path(),
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The ONNX model.", show_default="model.onnx of the run")
     ] = None,

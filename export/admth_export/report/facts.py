@@ -198,7 +198,14 @@ def _latency(options: ReportOptions, model: Path) -> dict[str, Any]:
         text = options.latency.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{options.latency}: cannot be read ({error}): run  admth-run bench {model} --json") from error
-    return _latency_fields(text, str(options.latency))
+    fields = _latency_fields(text, str(options.latency))
+    measured, digest = fields.get("model_sha256"), sha256_of_file(model)
+    if measured != digest:
+        raise InputError(
+            f"{options.latency}: measured another model ({str(measured)[:12]}, not {digest[:12]}): "
+            f"run  admth-run bench {model} --json"
+        )
+    return fields
 
 
 def _latency_fields(text: str, source: str) -> dict[str, Any]:

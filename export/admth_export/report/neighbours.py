@@ -154,9 +154,9 @@ def neighbours_of_run(run: Path, config: RunConfig, model: Path, count: int) -> 
     with HashRuntime(model) as runtime:
         database = _side_of_dataset(runtime, dataset, searched, "encoding the database")
         queries = _side_of_dataset(runtime, dataset, _spread(dataset, splits.query, count), "encoding the queries")
-    source = (
-        f"{len(database.encoded):,} of the {len(splits.database):,} database images of {dataset.name} were searched."
-    )
+    whole = len(database.encoded) == len(splits.database)
+    share = f"All {len(database.encoded):,}" if whole else f"{len(database.encoded):,} of {len(splits.database):,}"
+    source = f"{share} database images of {dataset.name} were searched."
     return _search(queries, database, count, source)
 
 

@@ -29,7 +29,6 @@ _OBJECTIVE: dict[str, str | tuple[str, str]] = {
 _FIT: dict[str, str | tuple[str, str]] = {
     "freeze_trunk": ("--freeze-trunk", "--train-trunk"),
     "batch_size": "--batch-size",
-    "optimizer": "--optimizer",
     "learning_rate": "--lr",
     "trunk_learning_rate_factor": "--trunk-lr-factor",
     "weight_decay": "--weight-decay",
@@ -67,6 +66,7 @@ def fit_command(config: RunConfig, out: str) -> list[str]:
     if config.preprocessing.interpolation != "bilinear":
         words += ["--interpolation", config.preprocessing.interpolation]
     words += _differences(config.objective, ObjectiveConfig(), _OBJECTIVE)
+    words += [] if fit.optimizer == FitConfig().optimizer else ["--optimizer", fit.optimizer]
     words += _differences(fit, FitConfig(optimizer=fit.optimizer), _FIT)
     return [*words, "--epochs", str(fit.epochs), "--seed", str(fit.seed), "--out", out]
 

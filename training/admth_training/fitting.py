@@ -16,6 +16,7 @@ from admth_training.checkpoint import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, R
 from admth_training.config import DataConfig
 from admth_training.data import ImageDataset, open_dataset
 from admth_training.features import make_source
+from admth_training.leakage import check_leakage
 from admth_training.loader import PixelLoader
 from admth_training.network import build_network
 from admth_training.splits import Splits, choose_splits, read_splits
@@ -93,6 +94,8 @@ def fit(
     data = config.data
     dataset = open_dataset(data.spec, root=data.root, strip_prefix=data.strip_prefix)
     splits = _splits(folder, dataset, data, resumed=resumed)
+    # Only what is an error; the evaluation also compares the contents, and reports.
+    check_leakage(dataset, splits, content=False)
     loader = PixelLoader(
         dataset, splits.train, config.preprocessing, memory_limit_bytes=memory_limit_bytes, workers=workers
     )

@@ -18,7 +18,7 @@ from admth_training.data import open_dataset
 from admth_training.encode import encode_split, reference_logits
 from admth_training.evaluate import evaluate_run, open_run_data
 from admth_training.features import CachedFeatures, FeatureStream, PixelStream, make_source
-from admth_training.fit import fit, select_device
+from admth_training.fitting import fit, select_device
 from admth_training.loader import PixelLoader
 from admth_training.network import build_network
 from admth_training.optim import learning_rate, make_optimizer
