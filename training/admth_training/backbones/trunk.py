@@ -1,4 +1,4 @@
-"""What every trunk is, and the one place that makes one by name."""
+"""What every trunk is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-__all__ = ["Trunk", "make_trunk"]
+__all__ = ["Trunk"]
 
 
 class Trunk(nn.Module):
@@ -30,21 +30,3 @@ class Trunk(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the feature map ``[b, channels, grid, grid]`` of normalised pixels ``[b, 3, size, size]``."""
         raise TypeError(f"{type(self).__name__} does not define forward")
-
-
-def make_trunk(backbone: str, size: int) -> Trunk:
-    """Make a trunk with fresh weights.
-
-    Args:
-        backbone: ``"efficientnet_lite0"`` or ``"cnnf"``, checked by ``NetworkConfig``.
-        size: side of the square input in pixels.
-
-    """
-    from admth_training.backbones.cnnf import CnnFTrunk
-    from admth_training.backbones.efficientnet_lite0 import EfficientNetLite0Trunk
-
-    kinds: dict[str, type[CnnFTrunk] | type[EfficientNetLite0Trunk]] = {
-        "cnnf": CnnFTrunk,
-        "efficientnet_lite0": EfficientNetLite0Trunk,
-    }
-    return kinds[backbone](size)
