@@ -1,4 +1,4 @@
-"""Export of trained networks to ONNX, with the sign-parity gate.
+"""Export of trained networks to ONNX and TensorRT, with the sign-parity gate.
 
 ::
 
@@ -9,6 +9,10 @@
 
     report = verify("runs/fashion/model.onnx")
     report.passed
+
+    from admth_export import EnginePrecision, export_engine
+
+    export_engine("runs/fashion/model.onnx", precision=EnginePrecision("fp16"))  # an engine and its sidecar
 
 Names are imported when they are first used, so importing this package does not import PyTorch.
 """
@@ -23,16 +27,37 @@ if TYPE_CHECKING:
     from admth_export.gate import Gate
     from admth_export.options import ImageChoice, OnnxOptions
     from admth_export.parity_report import ParityReport
+    from admth_export.tensorrt.building import EngineResult, export_engine
+    from admth_export.tensorrt.options import EngineOptions, EnginePrecision
+    from admth_export.tensorrt.typed_model import HalfChoice
     from admth_export.verification import verify
 
-__all__ = ["ExportResult", "Gate", "ImageChoice", "OnnxOptions", "ParityReport", "export_onnx", "verify"]
+__all__ = [
+    "EngineOptions",
+    "EnginePrecision",
+    "EngineResult",
+    "ExportResult",
+    "Gate",
+    "HalfChoice",
+    "ImageChoice",
+    "OnnxOptions",
+    "ParityReport",
+    "export_engine",
+    "export_onnx",
+    "verify",
+]
 
 _HOME_OF = {
+    "EngineOptions": "tensorrt.options",
+    "EnginePrecision": "tensorrt.options",
+    "EngineResult": "tensorrt.building",
     "ExportResult": "exporting",
     "Gate": "gate",
+    "HalfChoice": "tensorrt.typed_model",
     "ImageChoice": "options",
     "OnnxOptions": "options",
     "ParityReport": "parity_report",
+    "export_engine": "tensorrt.building",
     "export_onnx": "exporting",
     "verify": "verification",
 }
