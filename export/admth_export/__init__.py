@@ -1,4 +1,4 @@
-"""Export of trained networks to ONNX, with the sign-parity gate.
+"""Export of trained networks to ONNX and TensorRT, with the sign-parity gate.
 
 ::
 
@@ -9,6 +9,10 @@
 
     report = verify("runs/fashion/model.onnx")
     report.passed
+
+    from admth_export import EnginePrecision, export_engine
+
+    export_engine("runs/fashion/model.onnx", precision=EnginePrecision("fp16"))  # an engine and its sidecar
 
 Names are imported when they are first used, so importing this package does not import PyTorch.
 """
@@ -24,9 +28,25 @@ if TYPE_CHECKING:
     from admth_export.gate import Gate
     from admth_export.options import ImageChoice, OnnxOptions
     from admth_export.parity_report import ParityReport
+    from admth_export.tensorrt.building import EngineResult, export_engine
+    from admth_export.tensorrt.options import EngineOptions, EnginePrecision
+    from admth_export.tensorrt.typed_model import HalfChoice
     from admth_export.verification import verify
 
-__all__ = ["ExportResult", "Gate", "ImageChoice", "OnnxOptions", "ParityReport", "export_onnx", "verify"]
+__all__ = [
+    "EngineOptions",
+    "EnginePrecision",
+    "EngineResult",
+    "ExportResult",
+    "Gate",
+    "HalfChoice",
+    "ImageChoice",
+    "OnnxOptions",
+    "ParityReport",
+    "export_engine",
+    "export_onnx",
+    "verify",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -35,6 +55,9 @@ __getattr__, __dir__ = lazy_names(
         "gate": ("Gate",),
         "options": ("ImageChoice", "OnnxOptions"),
         "parity_report": ("ParityReport",),
+        "tensorrt.building": ("EngineResult", "export_engine"),
+        "tensorrt.options": ("EngineOptions", "EnginePrecision"),
+        "tensorrt.typed_model": ("HalfChoice",),
         "verification": ("verify",),
     },
 )

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,9 +13,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from admth_runtime import errors
+from admth_export.worker_process import crash_error, same_error, started_worker
 from admth_runtime.console import progress
-from admth_runtime.errors import AdmthError, DeviceError
 
 __all__ = ["CandidateOutputs", "EngineFacts", "run_candidate"]
 
@@ -92,7 +87,7 @@ def run_candidate(
         "shape": list(pixels.shape),
         "runs": [list(run) for run in runs],
     }
-    with tempfile.TemporaryFile() as complaints, _started(complaints) as process:
+    with tempfile.TemporaryFile() as complaints, started_worker("admth_export.candidate", complaints) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         # A process that died before it has read everything is told from its exit code below.
@@ -106,34 +101,10 @@ def run_candidate(
                 if "advance" in message:
                     advance(message["advance"])
                 elif "error" in message:
-                    raise _same_error(message["error"], str(model), name)
+                    raise same_error(message["error"], str(model), name)
                 elif (found := _outputs(process.stdout, message["result"], runs)) is not None:
                     return found
-        raise _crash(process.wait(), complaints, name or str(model))
-
-
-@contextlib.contextmanager
-def _started(complaints: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the process and end it with the block, whatever happens in it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "admth_export.candidate"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        # A file in the working directory that is named like a module must not be imported.
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-        # Ctrl-C goes to us alone, and we end the process.
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+        raise crash_error(process.wait(), complaints, f"ran {name or model}", "run  admth-run doctor")
 
 
 def _outputs(
@@ -151,26 +122,3 @@ def _outputs(
         target: dict[int, NDArray[Any]] = outputs[int(place)].codes if kind == "code" else outputs[int(place)].logits
         target[int(length)] = array
     return outputs, EngineFacts(**result["engine"])
-
-
-def _same_error(error: dict[str, str], path: str, name: str | None) -> AdmthError:
-    """Return what was raised there; a temporary file goes by the name that it is to get."""
-    kind = getattr(errors, error["type"], AdmthError)
-    raised: AdmthError = kind(error["message"].replace(path, name or path))
-    return raised
-
-
-def _crash(code: int, complaints: IO[bytes], name: str) -> DeviceError:
-    complaints.seek(0)
-    lines = complaints.read().decode(errors="replace").strip().splitlines()
-    said = f" ({' '.join(lines[-1].split())[:200]})" if lines else ""
-    if code < 0:
-        try:
-            cause = signal.Signals(-code).name
-        except ValueError:
-            cause = f"signal {-code}"
-        return DeviceError(
-            f"the process that ran {name} was ended by {cause}{said}: free memory if that was the system's doing, "
-            "or reinstall the engine"
-        )
-    return DeviceError(f"the process that ran {name} failed with exit code {code}{said}: run  admth-run doctor")

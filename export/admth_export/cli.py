@@ -1,4 +1,4 @@
-"""``admth-export``: trained runs to ONNX models, with proof that their bits are PyTorch's bits.
+"""``admth-export``: trained runs to ONNX models and TensorRT engines, with proof that their bits are PyTorch's bits.
 
 Everything heavy is imported inside the commands, so that ``--help`` is instant.
 """
@@ -10,44 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from admth_export.arguments import (
+    AsJson,
+    Data,
+    DatabaseImages,
+    Images,
+    MinBitParity,
+    NoiseThreshold,
+    Root,
+    Seed,
+    StripPrefix,
+    make_choice,
+    make_gate,
+)
+from admth_export.inspect_command import inspect_command
 from admth_export.report.command import report_command
+from admth_export.tensorrt.command import trt_command
 from admth_runtime.console import new_app, print_json, run_app, say, warn
 from admth_training.torch_start import start_torch
 
 if TYPE_CHECKING:
     from admth_export.exporting import ExportResult
-    from admth_export.gate import Gate
-    from admth_export.options import ImageChoice
-
 __all__ = ["app", "main"]
 
 app = new_app("Export trained runs to ONNX, and prove that the engine's bits are PyTorch's bits.")
-
-Data = Annotated[
-    str | None,
-    typer.Option("--data", help="Images for the gate, such as fashion-mnist:DIR.  [default: those of the run]"),
-]
-Root = Annotated[Path | None, typer.Option("--root", help="Folder of the relative paths of a --data list:FILE.")]
-StripPrefix = Annotated[
-    str | None, typer.Option("--strip-prefix", help="Text to cut from the start of each path of such a list.")
-]
-Images = Annotated[int, typer.Option("--images", help="Query images to compare.")]
-DatabaseImages = Annotated[
-    int, typer.Option("--database-images", help="Database images for the effect on mAP; 0 leaves it out.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the choice of images.")]
-NoiseThreshold = Annotated[
-    float | None,
-    typer.Option(
-        "--noise-threshold",
-        help="Margin |z| up to which a flipped bit is noise.  [default: 0.001 FP32, 0.02 FP16, none INT8]",
-    ),
-]
-MinBitParity = Annotated[
-    float | None,
-    typer.Option("--min-bit-parity", help="Least share of equal bits.  [default: 0.9999 FP32, 0.998 FP16, 0.95 INT8]"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command()
@@ -76,8 +62,8 @@ def onnx(
 
     # Everything that can be refused is, before PyTorch is imported, which takes seconds.
     options = OnnxOptions(opset, ir_version)
-    gate = _gate("fp32", noise_threshold, min_bit_parity)
-    choice = _choice(data, root, strip_prefix, images, database_images, seed)
+    gate = make_gate("fp32", noise_threshold, min_bit_parity)
+    choice = make_choice(data, root, strip_prefix, images, database_images, seed)
     if out is not None:
         check_target(out)
 
@@ -138,8 +124,8 @@ def verify(
         raise OutputError(f"cannot write {out}: a report's name ends with .json; pass for example --out report.json")
     if out is not None and not out.parent.is_dir():
         raise OutputError(f"cannot write {out}: its folder does not exist; create it first")
-    choice = _choice(data, root, strip_prefix, images, database_images, seed)
-    gate = _gate(read_model(candidate).manifest.precision, noise_threshold, min_bit_parity)
+    choice = make_choice(data, root, strip_prefix, images, database_images, seed)
+    gate = make_gate(read_model(candidate).manifest.precision, noise_threshold, min_bit_parity)
 
     start_torch(extra="export", purpose="exporting and verifying")
     from admth_export.exporting import report_paths, write_report
@@ -163,26 +149,14 @@ def verify(
     raise ParityError(f"{candidate} fails the parity gate: {report.failures[0]}{more}: see {json_path}")
 
 
+app.command("trt")(trt_command)
+app.command("inspect")(inspect_command)
 app.command("report")(report_command)
 
 
 def main() -> None:
     """Run ``admth-export``."""
     run_app(app)
-
-
-def _gate(precision: str, noise_threshold: float | None, min_bit_parity: float | None) -> Gate:
-    from admth_export.gate import Gate
-
-    return Gate.of_precision(precision, noise_threshold=noise_threshold, minimum_bit_parity=min_bit_parity)
-
-
-def _choice(
-    data: str | None, root: Path | None, strip_prefix: str | None, images: int, database_images: int, seed: int
-) -> ImageChoice:
-    from admth_export.options import ImageChoice
-
-    return ImageChoice(data, None if root is None else str(root), strip_prefix, images, database_images, seed)
 
 
 def _export_fields(result: ExportResult) -> dict[str, Any]:

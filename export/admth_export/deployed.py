@@ -29,9 +29,15 @@ __all__ = ["BandedResponseNorm", "DeployedNetwork"]
 class BandedResponseNorm(nn.Module):
     """Local response normalisation, ``x / d^0.75`` with ``d = k + alpha / size * (sum of x^2 over the window)``.
 
-    The exponent 0.75 of the paper's trunk is one square root times a fourth root. The squares are scaled by the band's
-    weights before they are summed.
+    The exponent 0.75 of the paper's trunk is one square root times a fourth root.
+
+    Nothing in it overflows in FP16, whatever finite FP16 values come in. A square does so from 256 on, and ``d`` where
+    the window's values come to 11,400. So with ``t = x / 512`` it computes ``t / (d / 4096)^0.75``, which is the same,
+    since ``4096^0.75`` is 512. Both numbers are powers of two, so FP32 results are the same to the bit.
     """
+
+    SCALE = 2.0**-9
+    SUM_SCALE = 2.0**-12
 
     def __init__(self, channels: int, norm: LocalResponseNorm) -> None:
         super().__init__()
@@ -39,13 +45,15 @@ class BandedResponseNorm(nn.Module):
         band = (index[:, None] - index[None, :]).abs() <= norm.size // 2
         self.window_sum = nn.Conv2d(channels, channels, 1)
         with torch.no_grad():
-            self.window_sum.weight.copy_(band.float()[:, :, None, None] * (norm.alpha / norm.size))
-            self.window_sum.bias.fill_(norm.k)  # type: ignore[union-attr]
+            weight = norm.alpha / norm.size * (self.SUM_SCALE / self.SCALE**2)
+            self.window_sum.weight.copy_(band.float()[:, :, None, None] * weight)
+            self.window_sum.bias.fill_(norm.k * self.SUM_SCALE)  # type: ignore[union-attr]
 
     def forward(self, features: Tensor) -> Tensor:
         """Return normalised features of the same shape ``[b, channels, h, w]``."""
-        root = torch.sqrt(self.window_sum(features * features))
-        return features / (root * torch.sqrt(root))
+        scaled = features * self.SCALE
+        root = torch.sqrt(self.window_sum(scaled * scaled))
+        return scaled / (root * torch.sqrt(root))
 
 
 class DeployedNetwork(nn.Module):

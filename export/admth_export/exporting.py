@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from admth_export.gate import Gate
 from admth_export.gate_images import load_gate_images
+from admth_export.locking import export_lock
 from admth_export.measuring import measure_parity
 from admth_export.model_file import check_file, write_graph, write_manifest
 from admth_export.onnx_export import build_graph, manifest_of
@@ -16,7 +16,7 @@ from admth_export.options import MODEL_FILE, ImageChoice, OnnxOptions, check_tar
 from admth_export.parity_plot import save_parity_figure
 from admth_export.parity_report import ModelFacts, ParityReport
 from admth_export.stages import stage
-from admth_runtime.errors import CheckpointError, OutputError, ParityError, require
+from admth_runtime.errors import CheckpointError, ParityError
 from admth_runtime.files import atomic_path, sha256_of_file, write_json
 from admth_runtime.manifest import Manifest
 from admth_training.checkpoint import CONFIG_FILE, TrainedRun, load_run
@@ -83,7 +83,7 @@ def export_onnx(
     _check_size(trained)
     check_target(target)
     with ExitStack() as stack:
-        stack.enter_context(_export_lock(target))
+        stack.enter_context(export_lock(target))
         temporary = stack.enter_context(atomic_path(target))
         # Opened before the graph is built, so that missing data is known in a second.
         chosen = load_gate_images(trained, images or ImageChoice()) if verify else None
@@ -166,28 +166,6 @@ def _check_size(trained: TrainedRun) -> None:
             f"{trained.folder / CONFIG_FILE}: preprocessing gives {shape[0]}x{shape[1]} pixels and the network takes "
             f"{size}x{size}: restore the config.json that training wrote"
         )
-
-
-@contextmanager
-def _export_lock(target: Path) -> Iterator[None]:
-    """Keep two exports from writing one model at once; the system releases the lock when a process dies."""
-    filelock = require("filelock", extra="export", purpose="exporting")
-    path = target.with_name(f".{target.name}.lock")
-    lock = filelock.FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise OutputError(
-            f"{target} is being written by another export: wait for it, or choose another place with --out"
-        ) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {target}: {reason}; choose a place you may write to with --out") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 def _remove(*paths: Path) -> None:

@@ -98,9 +98,9 @@ class Gate:
 GATES: Mapping[str, Gate] = {
     # Engines add the same products in another order: errors are some 1e-6 of logits that are 1 to 10.
     "fp32": Gate(noise_threshold=1e-3, minimum_bit_parity=0.9999),
-    # Half precision keeps 11 bits. Of 160,000 bits of a Fashion-MNIST network with logits up to 10, 73 flipped, none
-    # with a margin above 0.003; large logits were off by up to 0.03, which no sign notices.
-    "fp16": Gate(noise_threshold=2e-2, minimum_bit_parity=0.998),
+    # Half precision keeps 11 bits, so logits are off by a few thousandths of their own spread. Of 160,000 bits of a
+    # Fashion-MNIST network with logits up to 30, 78 flipped, with margins up to 0.1; the largest error was 0.2.
+    "fp16": Gate(noise_threshold=0.25, minimum_bit_parity=0.998),
     # Rounding to 8 bits moves logits by a good part of their own size, so no margin separates noise from fault: a
     # threshold would either pass everything or fail every model. What is left to ask for is a floor for the share of
     # equal bits. Post-training recipes reach 0.96 to 0.98; below 0.95 something is wrong with the calibration.

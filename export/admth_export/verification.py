@@ -14,7 +14,7 @@ from admth_runtime.errors import CheckpointError, ManifestError
 from admth_runtime.model import ModelFile, read_model
 from admth_training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, TrainedRun, load_run
 
-__all__ = ["verify"]
+__all__ = ["check_origin", "verify"]
 
 
 def verify(
@@ -52,7 +52,7 @@ def verify(
         raise CheckpointError(f"{path.parent} is no run's folder, it holds no {CONFIG_FILE}: name the run with --run")
     with stage("loading the run"):
         trained = load_run(run if run is not None else path.parent)
-    _check_origin(model, trained, any_checkpoint=any_checkpoint)
+    check_origin(model, trained, any_checkpoint=any_checkpoint)
     manifest = model.manifest
     facts = ModelFacts(
         file=path.name,
@@ -67,7 +67,13 @@ def verify(
     return measure_parity(trained, chosen, path, facts, limits, device=device, threads=threads)
 
 
-def _check_origin(model: ModelFile, trained: TrainedRun, *, any_checkpoint: bool) -> None:
+def check_origin(model: ModelFile, trained: TrainedRun, *, any_checkpoint: bool = False) -> None:
+    """Check that a model came from a run, so that their bits can be compared.
+
+    Raises:
+        CheckpointError: it came from other weights, and ``any_checkpoint`` is False.
+        ManifestError: its code lengths or its preprocessing are not the run's.
+    """
     manifest, config = model.manifest, trained.config
     if manifest.checkpoint_sha256 != trained.checkpoint_sha256 and not any_checkpoint:
         raise CheckpointError(

@@ -22,6 +22,7 @@ from admth_runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from admth_runtime.codes_file import EncodedImages, read_codes, write_codes
     from admth_runtime.engine import Engine
+    from admth_runtime.engines.device_arrays import DeviceCodes
     from admth_runtime.errors import (
         AdmthError,
         CodeLengthError,
@@ -49,10 +50,12 @@ if TYPE_CHECKING:
     from admth_runtime.preprocessing import PreprocessingSpec, load_image, preprocess
     from admth_runtime.results import HashCodes
     from admth_runtime.runtime import HashRuntime
+    from admth_runtime.sidecar import Sidecar, read_sidecar
 
 __all__ = [
     "AdmthError",
     "CodeLengthError",
+    "DeviceCodes",
     "DeviceError",
     "EncodedImages",
     "Engine",
@@ -70,6 +73,7 @@ __all__ = [
     "OutputError",
     "PreprocessingSpec",
     "SearchHits",
+    "Sidecar",
     "__version__",
     "from_hex",
     "hamming_distance",
@@ -81,6 +85,7 @@ __all__ = [
     "read_codes",
     "read_model",
     "read_onnx",
+    "read_sidecar",
     "to_hex",
     "unpack_bits",
     "write_codes",
@@ -91,6 +96,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "codes_file": ("EncodedImages", "read_codes", "write_codes"),
         "engine": ("Engine",),
+        "engines.device_arrays": ("DeviceCodes",),
         "errors": (
             "AdmthError",
             "CodeLengthError",
@@ -118,5 +124,6 @@ __getattr__, __dir__ = lazy_names(
         "preprocessing": ("PreprocessingSpec", "load_image", "preprocess"),
         "results": ("HashCodes",),
         "runtime": ("HashRuntime",),
+        "sidecar": ("Sidecar", "read_sidecar"),
     },
 )

@@ -26,8 +26,14 @@ __all__ = ["app", "main"]
 
 app = new_app("Run admth models: images in, hash codes of every length out.")
 
-Model = Annotated[Path, typer.Option("--model", "-m", help="The ONNX model, as admth-export onnx writes it.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda; only auto falls back to the CPU.")]
+Model = Annotated[
+    Path, typer.Option("--model", "-m", help="The ONNX model, or a TensorRT engine, as admth-export writes them.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; only auto falls back to the CPU.")]
+Provider = Annotated[
+    str | None,
+    typer.Option(help="ONNX Runtime's provider: cpu, cuda, tensorrt or rtx.  [default: the device's own]"),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of one inference call.  [default: physical cores]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -44,6 +50,7 @@ def encode(
     batch: Annotated[int, typer.Option(help="Images in one inference call.")] = 32,
     threads: Threads = None,
     device: Device = "auto",
+    provider: Provider = None,
     max_error_rate: Annotated[
         float, typer.Option(help="Share of unreadable images, 0 to 1, above which nothing is written.")
     ] = 0.01,
@@ -63,7 +70,7 @@ def encode(
     errors_file = out.with_name(f"{out.name}.errors.json")
     start = time.perf_counter()
     uris = list_images(paths, recursive=recursive)
-    with HashRuntime(model, device=device, threads=threads, batch_size=batch) as runtime:
+    with HashRuntime(model, device=device, provider=provider, threads=threads, batch_size=batch) as runtime:
         try:
             with progress("encoding", len(uris), unit="images") as advance:
                 encoded, unreadable = encode_files(
@@ -111,6 +118,7 @@ def search(
     k: Annotated[int, typer.Option("-k", help="How many neighbours to show.")] = 10,
     threads: Threads = None,
     device: Device = "auto",
+    provider: Provider = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest encoded images of a query image or code."""
@@ -121,7 +129,7 @@ def search(
     loaded = HashIndex.load(index)
     if len(loaded) == 0:
         raise InputError(f"{index} holds no images: encode some first")
-    codes, length = _query_codes(query, loaded, model, length, threads, device)
+    codes, length = _query_codes(query, loaded, model, length, threads, device, provider)
     if k > len(loaded):
         note(f"note: {index} holds {_count(len(loaded))}, fewer than -k {k}: all are shown")
         k = len(loaded)
@@ -162,14 +170,20 @@ def doctor(as_json: AsJson = False) -> int:
     from admth_runtime.doctor import diagnose
 
     found = diagnose()
-    status = 0 if found.engine_works else 1
+    ready = found.engine_works or any(flavour.usable for flavour in found.tensorrt)
+    status = 0 if ready else 1
     if as_json:
         print_json(found.to_dict())
         return status
     runtimes = ", ".join(f"{package.name} {package.version}" for package in found.onnxruntime) or "not installed"
     engine = f"{runtimes} ({', '.join(found.providers)})" if found.engine_works else f"{found.engine_problem}"
-    tensorrt = ", ".join(f"{package.name} {package.version}" for package in found.tensorrt)
     cuda = found.cuda
+    gpus = ", ".join(f"{name} ({capability})" for name, capability in cuda.gpus)
+    tensorrt = {
+        flavour.module: f"{flavour.version or 'unknown version'}, "
+        + ("usable" if flavour.usable else f"not usable: {flavour.problem}")
+        for flavour in found.tensorrt
+    }
     _say_facts(
         {
             "admth": found.admth,
@@ -177,8 +191,9 @@ def doctor(as_json: AsJson = False) -> int:
             "platform": found.platform,
             "cpu": f"{found.cpu}, {found.cores} usable cores, {' '.join(found.cpu_flags) or 'no known vector flags'}",
             "onnxruntime": engine,
-            "tensorrt": f"{tensorrt} (not used by this version)" if tensorrt else "not installed",
-            "cuda": cuda.problem or f"driver for CUDA {cuda.version}, {cuda.devices} GPUs",
+            **(tensorrt or {"tensorrt": "not installed"}),
+            "cuda": cuda.problem or f"driver for CUDA {cuda.version}, {gpus}",
+            "cuda python": ", ".join(f"{package.name} {package.version}" for package in found.cuda_python) or "none",
             **{name: version or "not installed" for name, version in found.optional.items()},
         }
     )
@@ -186,13 +201,16 @@ def doctor(as_json: AsJson = False) -> int:
         warn(conflict)
     for line in found.advice:
         say(f"advice: {line}")
-    say("ready: an engine ran a model just now" if found.engine_works else "not ready: no engine works")
+    if found.engine_works:
+        say("ready: an engine ran a model just now")
+    else:
+        say("ready for TensorRT engines only" if ready else "not ready: no engine works")
     return status
 
 
 @app.command()
 def bench(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model or TensorRT engine.")],
     paths: Annotated[
         list[Path] | None,
         typer.Argument(metavar="PATH", help="Images to measure with; without any, JPEGs are made."),
@@ -200,6 +218,7 @@ def bench(
     batch: Annotated[int, typer.Option(help="Images in one inference call.")] = 1,
     threads: Threads = None,
     device: Device = "auto",
+    provider: Provider = None,
     queries: Annotated[int, typer.Option(help="Batches that are measured.")] = 256,
     warmup: Annotated[int, typer.Option(help="Batches before them that are not.")] = 16,
     as_json: AsJson = False,
@@ -211,7 +230,9 @@ def bench(
     from admth_runtime.runtime import HashRuntime
 
     with ExitStack() as stack:
-        runtime = stack.enter_context(HashRuntime(model, device=device, threads=threads, batch_size=batch))
+        runtime = stack.enter_context(
+            HashRuntime(model, device=device, provider=provider, threads=threads, batch_size=batch)
+        )
         pictures: list[Any] = list_images(paths) if paths else stack.enter_context(generated_pictures())
         with progress("measuring", queries + warmup, unit="batches") as advance:
             times = measure_latency(runtime, pictures, batch=batch, queries=queries, warmup=warmup, advance=advance)
@@ -247,7 +268,13 @@ def main() -> None:
 
 
 def _query_codes(
-    query: str, index: HashIndex, model: Path, length: int | None, threads: int | None, device: str
+    query: str,
+    index: HashIndex,
+    model: Path,
+    length: int | None,
+    threads: int | None,
+    device: str,
+    provider: str | None,
 ) -> tuple[UInt8Array, int]:
     """Return the query's code, uint8 [1, L / 8], and its length: of an image file, or as hexadecimal text."""
     if not Path(query).exists() and re.fullmatch("(?:[0-9a-fA-F]{2})+", query):
@@ -264,7 +291,7 @@ def _query_codes(
         raise InputError(f"{query}: no such image file, and not a code in hexadecimal such as 00ff12ab")
     length = index.code_lengths[-1] if length is None else length
     index.check_length(length)
-    with HashRuntime(model, device=device, threads=threads) as runtime:
+    with HashRuntime(model, device=device, provider=provider, threads=threads) as runtime:
         index.check_model(runtime.model_sha256)
         return runtime.encode(query)[length], length
 

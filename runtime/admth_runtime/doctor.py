@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
+from importlib import import_module, metadata, util
 from typing import Any
 
 from admth_runtime._version import __version__
 from admth_runtime.cpu import cpu_flags, cpu_name, usable_cores
+from admth_runtime.driver import CudaFacts, ask_driver
 
-__all__ = ["CudaFacts", "Diagnosis", "Package", "diagnose"]
+__all__ = ["CudaFacts", "Diagnosis", "Package", "TensorRTFacts", "diagnose"]
 
 # Distributions that provide an engine, all importable as onnxruntime: two of them overwrite each other's files.
 _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-_TENSORRTS = (
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
-    "tensorrt-lean",
-    "tensorrt-lean-cu12",
-    "tensorrt-lean-cu13",
-    "tensorrt-rtx",
-    "tensorrt-rtx-cu12",
-    "tensorrt-rtx-cu13",
-)
+# Modules of the TensorRT flavours, with their extra and the distributions that bring them.
+_TENSORRTS = {
+    "tensorrt": ("tensorrt", ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")),
+    "tensorrt_lean": ("tensorrt-lean", ("tensorrt-lean", "tensorrt-lean-cu12", "tensorrt-lean-cu13")),
+    "tensorrt_rtx": ("rtx", ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13")),
+}
+_CUDA_PYTHON = ("cuda-bindings", "pycuda")
 _OPTIONAL = {"pyarrow": ("parquet", "reading and writing Parquet")}
 
 # The smallest honest test of an engine: an ONNX model of IR version 10 and opset 20 with one Identity of uint8 [n].
@@ -52,20 +47,22 @@ class Package:
 
 
 @dataclass(frozen=True)
-class CudaFacts:
-    """The NVIDIA driver.
+class TensorRTFacts:
+    """An installed TensorRT.
 
     Attributes:
-        driver: whether its library is there.
-        version: the CUDA version that it supports, such as ``"12.8"``, or None.
-        devices: how many GPUs it sees.
-        problem: why there is none, in one line, or None.
+        module: the Python module: ``"tensorrt"``, ``"tensorrt_lean"`` or ``"tensorrt_rtx"``.
+        version: its version, or None where it is not installed by ``pip`` and cannot be imported here.
+        packages: the installed distributions that bring it.
+        usable: whether engines can be run with it on this machine.
+        problem: why not, with the mend, or None.
     """
 
-    driver: bool
-    version: str | None = None
-    devices: int = 0
-    problem: str | None = None
+    module: str
+    version: str | None
+    packages: tuple[Package, ...]
+    usable: bool
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ class Diagnosis:
         providers: execution providers of the one that is imported.
         engine_works: whether it ran a model just now.
         engine_problem: why not, in one line, or None.
-        tensorrt: installed TensorRT distributions, which this version does not use yet.
+        tensorrt: installed flavours of TensorRT, and whether engines can be run with them here.
+        cuda_python: installed packages that an engine may reach CUDA through.
         optional: optional packages by name; None where one is not installed.
         cuda: the NVIDIA driver.
         conflicts: what is wrong, each with its mend.
@@ -100,7 +98,8 @@ class Diagnosis:
     providers: tuple[str, ...]
     engine_works: bool
     engine_problem: str | None
-    tensorrt: tuple[Package, ...]
+    tensorrt: tuple[TensorRTFacts, ...]
+    cuda_python: tuple[Package, ...]
     optional: dict[str, str | None]
     cuda: CudaFacts
     conflicts: tuple[str, ...]
@@ -120,7 +119,8 @@ def diagnose(find_version: Callable[[str], str] = metadata.version) -> Diagnosis
     runtimes = _installed(_ONNXRUNTIMES, find_version)
     providers, problem = _try_engine()
     optional = {name: (_installed((name,), find_version) or (None,))[0] for name in _OPTIONAL}
-    cuda = _ask_cuda()
+    cuda = ask_driver()
+    cuda_python = _installed(_CUDA_PYTHON, find_version)
     conflicts = _conflicts(runtimes)
     return Diagnosis(
         admth=__version__,
@@ -133,7 +133,8 @@ def diagnose(find_version: Callable[[str], str] = metadata.version) -> Diagnosis
         providers=providers,
         engine_works=problem is None,
         engine_problem=problem,
-        tensorrt=_installed(_TENSORRTS, find_version),
+        tensorrt=_tensorrts(find_version, cuda, cuda_python),
+        cuda_python=cuda_python,
         optional={name: package.version if package else None for name, package in optional.items()},
         cuda=cuda,
         conflicts=conflicts,
@@ -165,20 +166,51 @@ def _try_engine() -> tuple[tuple[str, ...], str | None]:
     return providers, None
 
 
-def _ask_cuda() -> CudaFacts:
-    """Ask the driver itself: TensorRT's and CUDA's own libraries may crash where there is none."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+def _tensorrts(
+    find_version: Callable[[str], str], cuda: CudaFacts, cuda_python: tuple[Package, ...]
+) -> tuple[TensorRTFacts, ...]:
+    """Look at the flavours of TensorRT; none is imported where there is no driver, since some would crash there."""
+    found = []
+    for module, (extra, names) in _TENSORRTS.items():
+        packages = _installed(names, find_version)
+        present = bool(packages) or _has_module(module)
+        if not present:
+            continue
+        version = packages[-1].version if packages else None
+        problem = cuda.problem or _tensorrt_problem(packages, extra, cuda, cuda_python)
+        if problem is None:
+            try:
+                version = str(import_module(module).__version__)
+            except Exception as error:  # libraries that are missing or of another version fail in many ways
+                problem = f"it cannot be imported ({_line(error)}): run  pip install --force-reinstall 'admth[{extra}]'"
+        found.append(TensorRTFacts(module, version, packages, problem is None, problem))
+    return tuple(found)
+
+
+def _tensorrt_problem(
+    packages: tuple[Package, ...], extra: str, cuda: CudaFacts, cuda_python: tuple[Package, ...]
+) -> str | None:
+    needed = max((int(package.name[-2:]) for package in packages if package.name[-4:-2] == "cu"), default=0)
+    if cuda.version_major < needed:
+        return (
+            f"it needs CUDA {needed} and the driver supports {cuda.version}: update the driver, or install the "
+            f"-cu{cuda.version_major} build"
+        )
+    if not cuda_python:
+        return f"it needs cuda-bindings: run  pip install 'admth[{extra}]'"
+    return None
+
+
+def _has_module(name: str) -> bool:
     try:
-        driver = ctypes.CDLL(library)
-    except OSError:
-        return CudaFacts(driver=False, problem="no NVIDIA driver")
-    if code := driver.cuInit(0):
-        return CudaFacts(driver=True, problem=f"the NVIDIA driver does not start (CUDA error {code})")
-    version, devices = ctypes.c_int(), ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    driver.cuDeviceGetCount(ctypes.byref(devices))
-    text = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return CudaFacts(True, text, devices.value, None if devices.value else "the NVIDIA driver sees no GPU")
+        return util.find_spec(name) is not None
+    except (ImportError, ValueError):  # ValueError: None in its place
+        return False
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def _conflicts(runtimes: tuple[Package, ...]) -> tuple[str, ...]:

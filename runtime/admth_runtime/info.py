@@ -6,23 +6,63 @@ from pathlib import Path
 from typing import Any
 
 from admth_runtime.codes_file import read_codes
-from admth_runtime.model import read_model
+from admth_runtime.engine_file import EngineFile, is_engine, read_engine_file
+from admth_runtime.model import ModelFile, read_model
+from admth_runtime.sidecar import Sidecar
 
 __all__ = ["describe_codes", "describe_model"]
 
 
 def describe_model(path: str | Path) -> dict[str, Any]:
-    """Describe a model without loading it into an engine.
+    """Describe a model without loading it into an engine; a TensorRT engine by its header and its sidecar.
 
     Raises:
-        ModelError: it is missing, broken, unsafe, or has no usable manifest.
+        ModelError: it is missing, broken, unsafe, altered, or has no usable manifest or sidecar.
     """
+    if is_engine(path):
+        engine = read_engine_file(path)
+        assert engine.sidecar is not None
+        return {**_common(path, engine), **_engine_facts(engine, engine.sidecar)}
     model = read_model(path)
-    onnx, manifest = model.onnx, model.manifest
+    onnx = model.onnx
+    return {
+        **_common(path, model),
+        "inputs": [str(tensor) for tensor in onnx.inputs],
+        "outputs": [str(tensor) for tensor in onnx.outputs],
+        "ir_version": onnx.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in onnx.opsets.items()},
+        "operators": dict(onnx.operators),
+    }
+
+
+def _engine_facts(engine: EngineFile, sidecar: Sidecar) -> dict[str, Any]:
+    return {
+        "flavour": sidecar.flavour,
+        "tensorrt_version": sidecar.tensorrt_version,
+        "header": str(engine.header),
+        "compute_capabilities": list(sidecar.compute_capabilities),
+        "profiles": [profile.to_dict() for profile in sidecar.profiles],
+        "version_compatible": sidecar.version_compatible,
+        "layers_kept": dict(sidecar.layers_kept),
+        "predicted_parity": None if sidecar.predicted_parity is None else dict(sidecar.predicted_parity),
+        "measured_parity": None if sidecar.measured_parity is None else dict(sidecar.measured_parity),
+        "source": {
+            "name": sidecar.source_name,
+            "sha256": sidecar.source_sha256,
+            "bytes": sidecar.source_bytes,
+        },
+        "build_seconds": sidecar.build_seconds,
+        "build_options": dict(sidecar.build_options),
+        "built_by": sidecar.created_by,
+    }
+
+
+def _common(path: str | Path, model: ModelFile | EngineFile) -> dict[str, Any]:
+    manifest = model.manifest
     return {
         "model": str(path),
         "sha256": model.sha256,
-        "bytes": onnx.size,
+        "bytes": model.size,
         "code_lengths": list(manifest.code_lengths),
         "precision": manifest.precision,
         "target": manifest.target,
@@ -33,11 +73,6 @@ def describe_model(path: str | Path) -> dict[str, Any]:
         "calibration": None if manifest.calibration is None else dict(manifest.calibration),
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "created_by": manifest.created_by,
-        "inputs": [str(tensor) for tensor in onnx.inputs],
-        "outputs": [str(tensor) for tensor in onnx.outputs],
-        "ir_version": onnx.ir_version,
-        "opsets": {domain or "ai.onnx": version for domain, version in onnx.opsets.items()},
-        "operators": dict(onnx.operators),
     }
 
 

@@ -31,6 +31,11 @@ class ModelFile:
         """Where it was read from."""
         return self.onnx.path
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.onnx.size
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file, 64 hexadecimal digits; computed when it is first asked for."""

@@ -51,7 +51,7 @@ _DTYPES = {
 }
 
 # What people pass by mistake: (offset, first bytes, what it is and what to do).
-_ENGINE_MEND = "is a TensorRT engine and this version runs ONNX models: pass the model.onnx it was built from"
+_ENGINE_MEND = "is a TensorRT engine, not an ONNX model: pass the model.onnx it was built from"
 _SIGNATURES = (
     (0, b"ftrt", _ENGINE_MEND),
     (0, b"vtrt", _ENGINE_MEND),

@@ -7,18 +7,20 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from admth_runtime.engine import Engine, open_engine
+from admth_runtime.engine import DeviceEngine, Engine, EngineOptions, is_on_gpu, open_engine
 from admth_runtime.errors import ImageError, InputError
-from admth_runtime.manifest import Manifest, output_names
-from admth_runtime.model import read_model
+from admth_runtime.manifest import Manifest
 from admth_runtime.preprocessing import preprocess
 from admth_runtime.results import HashCodes
+
+if TYPE_CHECKING:
+    from admth_runtime.engines.device_arrays import DeviceCodes
 
 __all__ = ["HashRuntime", "ImageLike", "Images"]
 
@@ -40,16 +42,27 @@ class HashRuntime:
             codes[64]  # uint8 [2, 8]
 
     Args:
-        model: an ONNX model made by ``admth-export onnx``. The file is checked before any engine sees it.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``. A device that is named and cannot be had raises; only ``"auto"``
-            falls back to the CPU, and logs it once.
+        model: an ONNX model made by ``admth-export onnx``, or a TensorRT engine made by ``admth-export trt`` with its
+            sidecar beside it. The file is checked before any engine sees it.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` for the second GPU. A device that is named and cannot
+            be had raises; only ``"auto"`` falls back to the CPU, and logs it once. A TensorRT engine needs a GPU.
+        provider: ONNX models: the execution provider of ONNX Runtime, ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or
+            ``"rtx"``; None takes the device's own. One that is named and cannot be had raises.
         threads: CPU threads of one inference call; None takes one a usable physical core.
-        batch_size: the most images in one inference call; more are split.
+        batch_size: the most images in one inference call; more are split. An engine splits further at the largest
+            batch of its profiles.
+        trust_engine: TensorRT: accept an engine that has no sidecar. An engine is executable code, so say so only of
+            a file whose origin you know.
+        manifest: TensorRT: the manifest for such an engine, ``read_model("model.onnx").manifest``.
+        cuda: TensorRT: ``"bindings"`` uses the GPU's primary context, as PyTorch, CuPy and ONNX Runtime do;
+            ``"pycuda"`` joins the context that the application made with pycuda and that is current now.
+        concurrency: TensorRT: how many calls may be on the GPU at once, each with buffers of its own; more wait.
+        cuda_graphs: TensorRT: capture a CUDA graph of a batch size that comes again.
 
     Raises:
-        ModelError: the file is missing, broken, unsafe, or refused by the engine.
-        ManifestError: it has no manifest, or one that is too new or disagrees with the graph.
-        DeviceError: the device cannot be had.
+        ModelError: the file is missing, broken, unsafe, altered, or refused by the engine.
+        ManifestError: it has no manifest or sidecar, or one that is too new, edited, or disagrees with the model.
+        DeviceError: the device cannot be had, or the engine was built for another.
         MissingExtraError: no inference engine is installed.
         InputError: an argument is out of range.
     """
@@ -59,19 +72,33 @@ class HashRuntime:
         model: str | os.PathLike[str],
         *,
         device: str = "auto",
+        provider: str | None = None,
         threads: int | None = None,
         batch_size: int = 32,
+        trust_engine: bool = False,
+        manifest: Manifest | None = None,
+        cuda: str = "bindings",
+        concurrency: int = 2,
+        cuda_graphs: bool = True,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size {batch_size!r} is not a positive integer: pass 1 or more")
-        self._model = read_model(Path(model))
-        manifest = self._model.manifest
-        self._shape = manifest.preprocessing.shape
-        self._batch_size = batch_size
-        self._outputs = tuple((length, f"code_{length}", f"logits_{length}") for length in manifest.code_lengths)
-        self._engine: Engine | None = open_engine(
-            self._model.path, output_names(manifest.code_lengths), device=device, threads=threads
+        options = EngineOptions(
+            device=device,
+            provider=provider,
+            threads=threads,
+            cuda=cuda,
+            concurrency=concurrency,
+            cuda_graphs=cuda_graphs,
+            trust_engine=trust_engine,
+            manifest=manifest,
         )
+        self._engine: Engine | None = None
+        self._model, self._engine = open_engine(Path(model), options)
+        described = self._model.manifest
+        self._shape = described.preprocessing.shape
+        self._batch_size = batch_size
+        self._outputs = tuple((length, f"code_{length}", f"logits_{length}") for length in described.code_lengths)
 
     @property
     def manifest(self) -> Manifest:
@@ -136,7 +163,9 @@ class HashRuntime:
             ImageError: an image cannot be read; the message names it.
             DeviceError: the engine failed.
         """
-        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == self._shape:
+        if is_on_gpu(images) or (
+            isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == self._shape
+        ):
             return self.encode_pixels(images)
         engine = self.engine
         parts = [self._codes(engine.run(pixels)) for pixels in self._batches(images)]
@@ -144,31 +173,54 @@ class HashRuntime:
             raise InputError(_NO_IMAGES)
         return HashCodes.concatenate(parts)
 
-    def encode_pixels(self, pixels: UInt8Array) -> HashCodes:
+    def encode_pixels(self, pixels: Any) -> HashCodes:
         """Encode uint8 ``[n, H, W, 3]`` of the network's own size: :meth:`encode` without preprocessing.
 
+        Args:
+            pixels: a NumPy array; on a TensorRT engine also an array on the GPU, such as a PyTorch tensor, which is
+                read where it is.
+
         Raises:
-            InputError: another dtype or shape, no image, or the runtime is closed.
+            InputError: another dtype, shape or layout, no image, or the runtime is closed.
             DeviceError: the engine failed.
         """
         engine = self.engine
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != self._shape:
-            found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-            raise InputError(
-                f"pixels are {found}, not a uint8 array [n, {', '.join(map(str, self._shape))}]: "
-                "call preprocess on the images first, or pass them to encode"
-            )
+        if is_on_gpu(pixels):
+            if not isinstance(engine, DeviceEngine):
+                raise InputError(
+                    f"the pixels are on the GPU, where {engine.name} does not read them: pass them as a NumPy array"
+                )
+            return self._codes(engine.run(pixels))
+        pixels = self._checked(pixels)
         count = len(pixels)
-        if count == 0:
-            raise InputError(_NO_IMAGES)
-        if not pixels.flags.c_contiguous:
-            pixels = np.ascontiguousarray(pixels)
         if count <= self._batch_size:
             return self._codes(engine.run(pixels))
         starts = range(0, count, self._batch_size)
         return HashCodes.concatenate(
             [self._codes(engine.run(pixels[start : start + self._batch_size])) for start in starts]
         )
+
+    def encode_device(self, pixels: Any) -> DeviceCodes:
+        """Encode pixels and leave codes and logits on the GPU, for PyTorch, CuPy and the like.
+
+        Args:
+            pixels: uint8 ``[n, H, W, 3]`` of the network's own size: an array on the GPU, which is read where it is
+                (DLPack or ``__cuda_array_interface__``), or a NumPy array.
+
+        Returns:
+            The codes and logits of the n images, complete, as arrays that ``torch.as_tensor(codes[64])`` or
+            ``cupy.asarray(codes[64])`` take without a copy.
+
+        Raises:
+            InputError: another dtype, shape, layout or GPU, the runtime is closed, or its engine is not TensorRT.
+            DeviceError: the engine failed.
+        """
+        engine = self.engine
+        if not isinstance(engine, DeviceEngine):
+            raise InputError(
+                f"encode_device needs a TensorRT engine and {self._model.path} runs on {engine.name}: use encode_pixels"
+            )
+        return engine.run_on_device(pixels if is_on_gpu(pixels) else self._checked(pixels))
 
     def preprocess(self, images: Images) -> UInt8Array:
         """Turn images into the network's pixels, uint8 ``[n, H, W, 3]``, without inference.
@@ -199,6 +251,17 @@ class HashRuntime:
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"{self._engine.name} on {self._engine.device}"
         return f"HashRuntime({str(self._model.path)!r}, code_lengths={self.code_lengths}, {state})"
+
+    def _checked(self, pixels: Any) -> UInt8Array:
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != self._shape:
+            found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+            raise InputError(
+                f"pixels are {found}, not a uint8 array [n, {', '.join(map(str, self._shape))}]: "
+                "call preprocess on the images first, or pass them to encode"
+            )
+        if len(pixels) == 0:
+            raise InputError(_NO_IMAGES)
+        return np.ascontiguousarray(pixels)
 
     def _codes(self, outputs: dict[str, NDArray[Any]]) -> HashCodes:
         return HashCodes(

@@ -13,9 +13,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = {
     "admth_runtime": REPOSITORY / "runtime" / "admth_runtime",
     "admth_training": REPOSITORY / "training" / "admth_training",
+    "admth_calibration": REPOSITORY / "calibration" / "admth_calibration",
     "admth_export": REPOSITORY / "export" / "admth_export",
 }
-COMMANDS = {"admth-run": "admth_runtime", "admth-train": "admth_training", "admth-export": "admth_export"}
+COMMANDS = {
+    "admth-run": "admth_runtime",
+    "admth-train": "admth_training",
+    "admth-calibrate": "admth_calibration",
+    "admth-export": "admth_export",
+}
 
 # PyTorch's threads wait for each other by spinning, which costs minutes where another program wants the processors.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

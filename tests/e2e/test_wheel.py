@@ -32,7 +32,7 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     rooms = {name.split("/")[0] for name in names}
-    assert rooms == {"admth_runtime", "admth_training", "admth_export"}
+    assert rooms == {"admth_runtime", "admth_training", "admth_calibration", "admth_export"}
     for room in rooms:
         assert f"{room}/py.typed" in names
     allowed = (".py", "py.typed", ".jinja", ".css")

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 
@@ -23,10 +24,10 @@ from admth_export import (
     ImageChoice,
     OnnxOptions,
     ParityReport,
-    candidate_process,
     export_onnx,
     exporting,
     verify,
+    worker_process,
 )
 from admth_export.candidate_process import run_candidate
 from admth_export.gate_images import load_gate_images
@@ -300,7 +301,7 @@ def test_a_killed_engine_is_one_line(exported, monkeypatch, make_pixels):
             started.append(self)
             threading.Timer(0.3, self.kill).start()
 
-    monkeypatch.setattr(candidate_process.subprocess, "Popen", Watched)
+    monkeypatch.setattr(worker_process.subprocess, "Popen", Watched)
     with pytest.raises(DeviceError, match=r"the process that ran m\.onnx was ended by SIGKILL"):
         run_candidate(exported / "model.onnx", make_pixels(3, 32), [(1, 3)] * 50_000, name="m.onnx")
     assert started[0].returncode == -9
@@ -326,7 +327,7 @@ def test_the_engine_runs_without_pytorch(exported):
         "import sys; from admth_export import candidate; import admth_export; "
         "print(sorted({'torch', 'onnx', 'admth_training'} & set(sys.modules)))"
     )
-    done = subprocess.run([candidate_process.sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

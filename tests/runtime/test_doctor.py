@@ -8,9 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from _cuda_double import Machine
 
-from admth_runtime import doctor
-from admth_runtime.doctor import CudaFacts, diagnose
+from admth_runtime import doctor, driver
+from admth_runtime.doctor import CudaFacts, Package, diagnose
+
+CARD = CudaFacts(True, "13.0", 1, None, (("Double L4", "sm89"),))
 
 
 def installed(**versions):
@@ -78,7 +81,7 @@ def test_an_engine_with_wrong_values_is_not_working(monkeypatch):
 
 
 def test_a_gpu_without_its_wheel(monkeypatch):
-    monkeypatch.setattr(doctor, "_ask_cuda", lambda: CudaFacts(True, "12.8", 1))
+    monkeypatch.setattr(doctor, "ask_driver", lambda: CudaFacts(True, "12.8", 1))
     found = diagnose(installed(onnxruntime="1.20", pyarrow="15"))
     assert found.advice == ("to use the GPU: run  pip uninstall -y onnxruntime  and then  pip install 'admth[gpu]'",)
 
@@ -89,16 +92,78 @@ def test_missing_optional_packages():
     assert any("pip install 'admth[parquet]'" in line for line in found.advice)
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-lean", "tensorrt-rtx-cu13"])
-def test_tensorrt_flavours(flavour):
-    found = diagnose(installed(**{flavour.replace("-", "_"): "11.4"}))
-    assert [(package.name, package.version) for package in found.tensorrt] == [(flavour, "11.4")]
+class TestTensorRT:
+    @pytest.fixture(autouse=True)
+    def no_real_one(self, monkeypatch):
+        for name in ("tensorrt", "tensorrt_lean", "tensorrt_rtx"):
+            monkeypatch.setitem(sys.modules, name, None)
+
+    @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-lean", "tensorrt-rtx-cu13"])
+    def test_without_a_driver_it_is_not_even_imported(self, flavour, monkeypatch):
+        monkeypatch.setattr(doctor, "ask_driver", lambda: CudaFacts(False, problem="no NVIDIA driver"))
+        found = diagnose(installed(**{flavour.replace("-", "_"): "11.4"}))
+        (facts,) = found.tensorrt
+        assert facts.module == flavour.removesuffix("-cu13").replace("-", "_")
+        assert facts.packages == (Package(flavour, "11.4"),)
+        assert (facts.version, facts.usable, facts.problem) == ("11.4", False, "no NVIDIA driver")
+
+    def facts(self, monkeypatch, cuda=CARD, module=None, **versions):
+        monkeypatch.setattr(doctor, "ask_driver", lambda: cuda)
+        if module is not None:
+            monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+        return diagnose(installed(**versions)).tensorrt
+
+    def test_usable(self, monkeypatch):
+        from _tensorrt_double import tensorrt_module
+
+        (facts,) = self.facts(
+            monkeypatch,
+            module=tensorrt_module(Machine(), "tensorrt_rtx"),
+            tensorrt_rtx_cu13="1.7.1",
+            cuda_bindings="13.0",
+        )
+        assert (facts.version, facts.usable, facts.problem) == ("1.7.1.116", True, None)
+
+    def test_none(self, monkeypatch):
+        assert self.facts(monkeypatch) == ()
+
+    def test_one_that_cannot_be_imported(self, monkeypatch):
+        (facts,) = self.facts(monkeypatch, tensorrt_rtx_cu13="1.7.1", cuda_bindings="13.0")
+        assert not facts.usable
+        assert "cannot be imported (ModuleNotFoundError" in facts.problem
+        assert "--force-reinstall 'admth[rtx]'" in facts.problem
+
+    def test_an_old_driver(self, monkeypatch):
+        old = CudaFacts(True, "12.4", 1, None, (("Double L4", "sm89"),))
+        (facts,) = self.facts(monkeypatch, old, tensorrt_rtx_cu13="1.7.1", cuda_bindings="13.0")
+        assert facts.problem.startswith("it needs CUDA 13 and the driver supports 12.4")
+
+    def test_no_way_to_cuda(self, monkeypatch):
+        (facts,) = self.facts(monkeypatch, tensorrt_lean="11.4")
+        assert facts.problem == "it needs cuda-bindings: run  pip install 'admth[tensorrt-lean]'"
 
 
-def test_a_driver_that_does_not_start(monkeypatch):
-    class Driver:
-        def cuInit(self, flags):
-            return 100
+class TestDriver:
+    def test_none(self, monkeypatch):
+        def missing(name):
+            raise OSError(f"{name}: cannot open shared object file: No such file or directory")
 
-    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: Driver())
-    assert doctor._ask_cuda() == CudaFacts(True, problem="the NVIDIA driver does not start (CUDA error 100)")
+        monkeypatch.setattr(driver.ctypes, "CDLL", missing)
+        assert driver.ask_driver() == CudaFacts(False, problem="no NVIDIA driver")
+
+    @pytest.mark.parametrize(
+        ("machine", "facts"),
+        [
+            (Machine(start_code=100), CudaFacts(True, problem="the NVIDIA driver does not start (CUDA error 100)")),
+            (Machine(gpus=[]), CudaFacts(True, "13.0", 0, "the NVIDIA driver sees no GPU")),
+            (Machine(), CARD),
+            (
+                Machine(gpus=[("a", 12, 0), ("b", 8, 7)], driver_version=12060),
+                CudaFacts(True, "12.6", 2, None, (("a", "sm120"), ("b", "sm87"))),
+            ),
+        ],
+    )
+    def test_what_it_says(self, monkeypatch, machine, facts):
+        monkeypatch.setattr(driver, "ctypes", machine.ctypes())
+        assert driver.ask_driver() == facts
+        assert facts.version_major == int((facts.version or "0").split(".")[0])

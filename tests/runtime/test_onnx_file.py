@@ -108,7 +108,7 @@ class TestRefusedFiles:
     @pytest.mark.parametrize(
         ("content", "name", "message"),
         [
-            (b"ftrt" + bytes(60), "model.onnx", "TensorRT engine and this version runs ONNX"),
+            (b"ftrt" + bytes(60), "model.onnx", "TensorRT engine, not an ONNX model"),
             (b"vtrt" + bytes(60), "model.onnx", "TensorRT engine"),
             (b"anything", "model.fp16.plan", "TensorRT engine"),
             (b"anything", "model.RTX", "TensorRT engine"),

@@ -269,7 +269,8 @@ class TestBadModels:
         self.check(tmp_path, model.SerializeToString(), "unknown domain 'evil.ops'")
 
     def test_tensorrt_engines(self, tmp_path):
-        self.check(tmp_path, b"ftrt" + bytes(40), "TensorRT engine", name="m.fp16.plan")
+        self.check(tmp_path, b"ftrt" + bytes(60), "has no sidecar m.fp16.plan.json", name="m.fp16.plan")
+        self.check(tmp_path, b"ftrt", "cut off after 4 bytes", name="m.fp16.plan")
 
 
 class TestSearch:

@@ -9,11 +9,16 @@ import pytest
 
 import admth_runtime
 
-MODULES = [name for _, name, _ in pkgutil.iter_modules(admth_runtime.__path__) if name != "__main__"]
+MODULES = [
+    name.removeprefix("admth_runtime.")
+    for _, name, _ in pkgutil.walk_packages(admth_runtime.__path__, "admth_runtime.")
+    if not name.endswith("__main__")
+]
 
 PUBLIC = [
     "AdmthError",
     "CodeLengthError",
+    "DeviceCodes",
     "DeviceError",
     "EncodedImages",
     "Engine",
@@ -31,6 +36,7 @@ PUBLIC = [
     "OutputError",
     "PreprocessingSpec",
     "SearchHits",
+    "Sidecar",
     "__version__",
     "from_hex",
     "hamming_distance",
@@ -42,6 +48,7 @@ PUBLIC = [
     "read_codes",
     "read_model",
     "read_onnx",
+    "read_sidecar",
     "to_hex",
     "unpack_bits",
     "write_codes",
@@ -86,7 +93,8 @@ def test_every_module_says_what_it_offers(name):
 
 @pytest.mark.parametrize("name", ["__main__", *MODULES])
 def test_no_module_imports_another_room_or_a_training_package(name):
-    tree = ast.parse((Path(admth_runtime.__file__).parent / f"{name}.py").read_text())
+    place = Path(admth_runtime.__file__).parent.joinpath(*name.split("."))
+    tree = ast.parse((place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text())
     imported = {
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
