@@ -90,7 +90,7 @@ def onnx(
 
 @app.command()
 def verify(
-    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The ONNX model to check.")],
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The ONNX model, or engine, to check.")],
     run: Annotated[
         Path | None, typer.Option("--run", help="Folder of its training run.  [default: the candidate's folder]")
     ] = None,
@@ -106,7 +106,10 @@ def verify(
     seed: Seed = 0,
     noise_threshold: NoiseThreshold = None,
     min_bit_parity: MinBitParity = None,
-    device: Annotated[str, typer.Option(help="Where the candidate runs: auto, cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the candidate runs: auto, cpu or cuda.  [default: cpu, cuda for an engine]"),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of the candidate.  [default: physical cores]")
     ] = None,
@@ -115,9 +118,9 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the bits of an exported model against PyTorch's; exit 1 when the gate fails."""
+    """Check the bits of an exported model or engine against PyTorch's; exit 1 when the gate fails."""
+    from admth_export.candidate_file import read_candidate
     from admth_runtime.errors import OutputError, ParityError
-    from admth_runtime.model import read_model
 
     # Everything that can be refused is, before PyTorch is imported, which takes seconds.
     if out is not None and out.suffix != ".json":
@@ -125,7 +128,7 @@ def verify(
     if out is not None and not out.parent.is_dir():
         raise OutputError(f"cannot write {out}: its folder does not exist; create it first")
     choice = make_choice(data, root, strip_prefix, images, database_images, seed)
-    gate = make_gate(read_model(candidate).manifest.precision, noise_threshold, min_bit_parity)
+    gate = make_gate(read_candidate(candidate).manifest.precision, noise_threshold, min_bit_parity)
 
     start_torch(extra="export", purpose="exporting and verifying")
     from admth_export.exporting import report_paths, write_report

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from admth_export.candidate_file import read_candidate
 from admth_export.gate import Gate
 from admth_export.gate_images import load_gate_images
 from admth_export.measuring import measure_parity
 from admth_export.options import ImageChoice
 from admth_export.parity_report import ModelFacts, ParityReport
 from admth_export.stages import stage
+from admth_runtime.engine_file import EngineFile
 from admth_runtime.errors import CheckpointError, ManifestError
-from admth_runtime.model import ModelFile, read_model
+from admth_runtime.model import ModelFile
 from admth_training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, TrainedRun, load_run
 
 __all__ = ["check_origin", "verify"]
@@ -23,18 +25,19 @@ def verify(
     *,
     gate: Gate | None = None,
     images: ImageChoice | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     any_checkpoint: bool = False,
 ) -> ParityReport:
-    """Compare the bits of an exported model, of any precision, with the FP32 PyTorch network's.
+    """Compare the bits of an exported model or engine, of any precision, with the FP32 PyTorch network's.
 
     Args:
-        candidate: the ONNX model.
+        candidate: the ONNX model, or the TensorRT engine with its sidecar.
         run: the run that it came from; None is the candidate's folder.
         gate: the limits; None is those of the precision that the candidate's manifest states.
         images: which images to compare on; None is 1,000 of the run's own query split.
-        device: where the candidate runs: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: where the candidate runs: ``"auto"``, ``"cpu"`` or ``"cuda"``; None is the CPU for a model and the GPU
+            for an engine.
         threads: its CPU threads; None takes one a physical core.
         any_checkpoint: compare with a run whose weights the candidate did not come from.
 
@@ -43,11 +46,12 @@ def verify(
 
     Raises:
         ModelError: the candidate is missing, broken, or no model of ours.
+        DeviceError: the device cannot be had.
         CheckpointError: the run is missing or unfinished, or the candidate came from other weights.
         DataError: the images are gone or broken.
     """
     path = Path(candidate)
-    model = read_model(path)
+    model = read_candidate(path)
     if run is None and not (path.parent / CONFIG_FILE).is_file():
         raise CheckpointError(f"{path.parent} is no run's folder, it holds no {CONFIG_FILE}: name the run with --run")
     with stage("loading the run"):
@@ -57,17 +61,18 @@ def verify(
     facts = ModelFacts(
         file=path.name,
         sha256=model.sha256,
-        bytes=model.onnx.size,
+        bytes=path.stat().st_size,
         precision=manifest.precision,
         target=manifest.target,
         checkpoint_sha256=manifest.checkpoint_sha256,
     )
     chosen = load_gate_images(trained, images or ImageChoice())
     limits = gate or Gate.of_precision(manifest.precision)
-    return measure_parity(trained, chosen, path, facts, limits, device=device, threads=threads)
+    where = device or ("cuda" if isinstance(model, EngineFile) else "cpu")
+    return measure_parity(trained, chosen, path, facts, limits, device=where, threads=threads)
 
 
-def check_origin(model: ModelFile, trained: TrainedRun, *, any_checkpoint: bool = False) -> None:
+def check_origin(model: ModelFile | EngineFile, trained: TrainedRun, *, any_checkpoint: bool = False) -> None:
     """Check that a model came from a run, so that their bits can be compared.
 
     Raises:

@@ -133,6 +133,19 @@ def test_without_the_gate(run):
     assert "not measured: the gate was left out" in run_cli("inspect", run / "model.fp16.rtx").stdout
 
 
+@needs_rtx
+@pytest.mark.skipif(ask_driver().problem is None, reason="an NVIDIA GPU is here, where the engine itself runs")
+def test_an_engine_is_verified_where_there_is_a_gpu_and_its_file_is_checked_first(run):
+    done = run_cli("trt", "--fp16", "--flavor", "rtx", "--images", "16", *LOOSE, cwd=run)
+    assert done.returncode == 0, done.stderr
+    fails(run_cli("verify", "model.fp16.rtx", cwd=run), "model.fp16.rtx needs an NVIDIA GPU")
+    damaged = bytearray((run / "model.fp16.rtx").read_bytes())
+    damaged[-1] ^= 1
+    (run / "model.fp16.rtx").write_bytes(damaged)
+    fails(run_cli("verify", "model.fp16.rtx", cwd=run), "was altered, or is not the engine of its sidecar")
+    assert not (run / "model.fp16.rtx.parity.json").exists()
+
+
 def test_bad_arguments(run, tmp_path):
     model = run / "model.onnx"
     before = names(run)
