@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from admth_runtime.engine_file import EngineFile, is_engine, read_engine_file
+from admth_runtime.engine_file import EngineFile, read_engine_file
+from admth_runtime.engine_kind import is_engine
 from admth_runtime.model import ModelFile, read_model
 
 __all__ = ["read_candidate"]

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from admth_runtime.engine_file import is_engine
+from admth_runtime.engine_kind import is_engine
 from admth_runtime.info import describe_model
 
 __all__ = ["inspect_file", "lines_of", "model_layers"]

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from admth_runtime.allocator import return_freed_memory
 from admth_runtime.cpu import usable_cores
-from admth_runtime.engine_file import EngineFile, is_engine
+from admth_runtime.engine_kind import is_engine
 from admth_runtime.errors import DeviceError, InputError, ModelError, require
 from admth_runtime.manifest import INPUT_NAME, Manifest, output_names
 from admth_runtime.model import ModelFile, read_model
 
 if TYPE_CHECKING:
+    from admth_runtime.engine_file import EngineFile
     from admth_runtime.engines.device_arrays import DeviceCodes
 
 __all__ = [

@@ -14,27 +14,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from admth_runtime.engine_kind import ENGINE_MAGIC
 from admth_runtime.errors import InputError, ManifestError, ModelError
 from admth_runtime.files import sha256_of_bytes, sha256_of_file
 from admth_runtime.manifest import Manifest
 from admth_runtime.sidecar import Sidecar, read_sidecar, sidecar_path
 
 __all__ = [
-    "ENGINE_SUFFIXES",
     "EngineFile",
     "EngineHeader",
     "check_engine",
-    "is_engine",
     "load_engine",
     "read_engine_file",
     "read_header",
 ]
 
-ENGINE_SUFFIXES = frozenset({".plan", ".rtx", ".engine", ".trt"})
-"""File names that people give to engines."""
-
 _HEADER_BYTES = 64
-_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 _NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 _REBUILD = "build one with  admth-export trt"
 
@@ -79,18 +74,6 @@ class EngineFile:
     header: EngineHeader
     manifest: Manifest
     sidecar: Sidecar | None
-
-
-def is_engine(path: str | Path) -> bool:
-    """Tell whether a file is, or by its name claims to be, a TensorRT engine; False where it cannot be read."""
-    path = Path(path)
-    if path.suffix.lower() in ENGINE_SUFFIXES:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(4) in _MAGIC
-    except OSError:
-        return False
 
 
 def read_header(path: str | Path) -> EngineHeader:
@@ -221,7 +204,7 @@ def _check_there(path: Path) -> None:
 def _header(path: Path, start: bytes) -> EngineHeader:
     if not start:
         raise ModelError(f"{path} is empty: copy the engine again, or {_REBUILD}")
-    flavour = _MAGIC.get(start[:4])
+    flavour = ENGINE_MAGIC.get(start[:4])
     if flavour is None:
         raise ModelError(
             f"{path} is not a TensorRT engine (it starts with {start[:4].hex(' ')}, not with ftrt or vtrt): {_REBUILD}"

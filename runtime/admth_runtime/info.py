@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from admth_runtime.codes_file import read_codes
-from admth_runtime.engine_file import EngineFile, is_engine, read_engine_file
+from admth_runtime.engine_file import EngineFile, read_engine_file
+from admth_runtime.engine_kind import is_engine
 from admth_runtime.model import ModelFile, read_model
 from admth_runtime.sidecar import Sidecar
 

@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from admth_runtime.engine_kind import ENGINE_SUFFIXES
 from admth_runtime.errors import ModelError
 from admth_runtime.protobuf_wire import Buffer, DamagedError, Span, as_integer, as_span, fields
 
@@ -66,7 +67,6 @@ _SIGNATURES = (
     (4, b"ORTM", "is an ONNX Runtime .ort file, not an ONNX model: pass the model.onnx it was made from"),
     (4, b"TFL3", "is a TensorFlow Lite file, not an ONNX model: export one with  admth-export onnx"),
 )
-_ENGINE_SUFFIXES = frozenset({".plan", ".rtx", ".engine", ".trt"})
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _checked_size(source: Path) -> int:
 
 
 def _refuse_other_formats(source: Path, data: Buffer) -> None:
-    if source.suffix.lower() in _ENGINE_SUFFIXES:
+    if source.suffix.lower() in ENGINE_SUFFIXES:
         raise ModelError(f"{source} {_ENGINE_MEND}")
     for offset, signature, answer in _SIGNATURES:
         if data[offset : offset + len(signature)] == signature:

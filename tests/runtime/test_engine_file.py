@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from admth_runtime import InputError, ManifestError, ModelError
 from admth_runtime.cli import _plain
-from admth_runtime.engine_file import check_engine, is_engine, load_engine, read_engine_file, read_header
+from admth_runtime.engine_file import check_engine, load_engine, read_engine_file, read_header
+from admth_runtime.engine_kind import is_engine
 from admth_runtime.info import describe_model
 from admth_runtime.sidecar import read_sidecar, sidecar_path, write_sidecar
 
