@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 from _harness import THREADS, Figure, interleave, milliseconds, paired_ratio, report
 from _models import bare_session, export_seeded, seeded_network
 
 LENGTHS = (16, 32, 48, 64)
+LOADS = 7
 
 
 def export_plain(path: Path) -> Path:
     """Export the network as it is trained, with the exporter's own optimiser and nothing else."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # remarks on packages that the exporter looks for
     example = torch.zeros((2, 224, 224, 3), dtype=torch.uint8)
     torch.onnx.export(
         seeded_network("cnnf", 224, LENGTHS),
@@ -32,28 +38,36 @@ def export_plain(path: Path) -> Path:
 
 
 def main() -> None:
-    """Measure both graphs in turn and compare their logits."""
-    with tempfile.TemporaryDirectory() as folder:
-        plain = bare_session(export_plain(Path(folder) / "plain.onnx"), THREADS)
-        deployed = bare_session(export_seeded(Path(folder) / "deployed.onnx", "cnnf", 224, LENGTHS), THREADS)
+    """Measure both graphs in turn and compare their logits.
+
+    Where the 884 MB of weights land in memory moves a session's speed by several percent for as long as it lives. So
+    both are loaded anew for each of several measurements, in alternating order, and the median of those counts.
+    """
     images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
-    names = [f"logits_{length}" for length in LENGTHS]
-    pairs = zip(plain.run(names, {"images": images}), deployed.run(names, {"images": images}), strict=True)
-    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
-    slow, fast = interleave(
-        [lambda: plain.run(None, {"images": images}), lambda: deployed.run(None, {"images": images})],
-        rounds=200,
-        warmup=10,
-    )
-    ratio = paired_ratio(slow, fast)
+    ratios, slow, fast = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = export_plain(Path(folder) / "plain.onnx"), Path(folder) / "deployed.onnx"
+        export_seeded(paths[1], "cnnf", 224, LENGTHS)
+        for load in range(LOADS):
+            sessions = {path: bare_session(path, THREADS) for path in (paths if load % 2 == 0 else paths[::-1])}
+            plain, deployed = (sessions[path] for path in paths)
+            times = interleave([partial(run, plain, images), partial(run, deployed, images)], rounds=80, warmup=10)
+            ratios.append(paired_ratio(*times)["median"])
+            slow += times[0]
+            fast += times[1]
+            difference = max(
+                float(np.abs(a - b).max()) for a, b in zip(run(plain, images), run(deployed, images), strict=True)
+            )
+            del sessions, plain, deployed
+    ratio = statistics.median(ratios)
     report(
         Figure(
             name="CNN-F export against a plain torch.onnx.export of the same network, batch 1",
-            value=f"{ratio['median']:.2f} times faster",
+            value=f"{ratio:.2f} times faster",
             target="at least 1.15 times faster",
-            met=ratio["median"] >= 1.15,
+            met=ratio >= 1.15,
             details={
-                "ratio": ratio,
+                "ratio of each load": ratios,
                 "plain, ms": milliseconds(slow),
                 "deployed, ms": milliseconds(fast),
                 "largest logit difference": difference,
@@ -61,6 +75,12 @@ def main() -> None:
             },
         )
     )
+
+
+def run(session: onnxruntime.InferenceSession, images: np.ndarray) -> list[np.ndarray]:
+    """Return the logits of every length; the deployed graph computes its codes for them all the same."""
+    outputs = session.run(None, {"images": images})
+    return [output for output in outputs if output.dtype == np.float32]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ print(json.dumps([module for module in {heavy} if module in sys.modules]), file=
 """
 COMMANDS = {
     "admth_training": ((), ("fit",), ("evaluate",)),
-    "admth_export": ((), ("onnx",), ("verify",), ("report",)),
+    "admth_calibration": ((),),
+    "admth_export": ((), ("onnx",), ("trt",), ("verify",), ("inspect",), ("report",)),
     "admth_runtime": ((), ("encode",), ("search",), ("info",), ("doctor",), ("bench",)),
 }
 
