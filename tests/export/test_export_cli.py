@@ -200,7 +200,7 @@ def test_bad_candidates(exported, tmp_path):
     fails(run_cli("verify", tmp_path / "absent.onnx"), "absent.onnx")
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"ftrt" + bytes(64))
-    fails(run_cli("verify", plan), "model.plan", "ONNX")
+    fails(run_cli("verify", plan), "model.plan has no sidecar model.plan.json", "an engine is executable code")
     (tmp_path / "text.onnx").write_text("hello")
     fails(run_cli("verify", tmp_path / "text.onnx"), "text.onnx")
     truncated = tmp_path / "truncated.onnx"
