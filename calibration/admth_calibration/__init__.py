@@ -5,8 +5,9 @@ Names are imported when they are first used, so importing this package loads not
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from admth_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from admth_calibration.calibrating import CalibrationResult, calibrate
@@ -14,21 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CalibrationOptions", "CalibrationResult", "calibrate"]
 
-_HOME_OF = {
-    "CalibrationOptions": "options",
-    "CalibrationResult": "calibrating",
-    "calibrate": "calibrating",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__, {"calibrating": ("CalibrationResult", "calibrate"), "options": ("CalibrationOptions",)}
+)
