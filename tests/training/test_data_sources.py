@@ -203,7 +203,7 @@ def test_root_is_for_lists_and_must_exist(tmp_path):
         open_dataset("folder:x", root=tmp_path)
     with pytest.raises(InputError, match=r"--root .* is not a folder"):
         open_dataset("list:x", root=tmp_path / "nowhere")
-    assert set(DATASETS) == {"fashion-mnist", "folder", "list"}
+    assert set(DATASETS) == {"fashion-mnist", "folder", "list", "emoji", "emoji-category", "emoji-subcategory"}
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):

@@ -117,7 +117,8 @@ def make_splits(
     Where every image has one class, queries and training images are balanced over the classes: a class gives its
     equal share, or all that it has, and then the others fill up. Every class keeps an image outside the queries,
     unless there are too many queries for that.
-    Multi-label data sets are drawn uniformly, as NUS-WIDE and MS-COCO are in the literature.
+    A data set with strata gives each stratum its proportional share of queries and of training images.
+    Other multi-label data sets are drawn uniformly, as NUS-WIDE and MS-COCO are in the literature.
 
     Args:
         dataset: the data set.
@@ -218,6 +219,8 @@ def _read_fields(path: Path) -> dict[str, Any]:
 
 def _draw(dataset: ImageDataset, candidates: Indices, size: int, rng: np.random.Generator, *, keep: int) -> Indices:
     """Draw ``size`` of the candidates, sorted; ``keep`` is how many of each class stay behind where that can be."""
+    if dataset.strata is not None:
+        return _draw_in_proportion(dataset.strata[candidates], candidates, size, rng)
     if not dataset.single_label:
         return np.sort(rng.permutation(candidates)[:size])
     classes = dataset.labels[candidates].argmax(axis=1)
@@ -226,6 +229,17 @@ def _draw(dataset: ImageDataset, candidates: Indices, size: int, rng: np.random.
     quotas = _quotas(available if available.sum() >= size else counts, size, rng)
     chosen = [rng.permutation(candidates[classes == number])[:quota] for number, quota in enumerate(quotas) if quota]
     return np.sort(np.concatenate(chosen))
+
+
+def _draw_in_proportion(strata: NDArray[np.int64], candidates: Indices, size: int, rng: np.random.Generator) -> Indices:
+    """Draw by systematic sampling: every ``len / size``-th image of a list shuffled inside strata, from a random start.
+
+    A stratum of n images gives n * size / len of them, rounded down or up, which rounding shares out fairly.
+    """
+    shuffled = rng.permutation(len(candidates))
+    ordered = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    places = (np.arange(size, dtype=np.int64) * len(candidates) + rng.integers(len(candidates))) // size
+    return np.sort(candidates[ordered[places]])
 
 
 def _quotas(available: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -147,6 +147,8 @@ class ImageDataset:
         class_names: one name a column of ``labels``.
         sources: where the images are.
         official_splits: the splits that come with the data set, or None where they are to be drawn.
+        strata: int64 ``[n]``, a group number an image; drawn splits keep the groups in proportion. None leaves the
+            draw to the labels.
     """
 
     name: str
@@ -154,6 +156,7 @@ class ImageDataset:
     class_names: tuple[str, ...]
     sources: ImageSource
     official_splits: Splits | None = None
+    strata: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.labels.ndim != 2 or self.labels.dtype != np.uint8 or self.labels.size == 0:
@@ -168,6 +171,10 @@ class ImageDataset:
             raise DataError(f"{self.name} has {len(self.sources)} images and labels for {len(self.labels)}")
         if self.official_splits is not None:
             self.official_splits.check(len(self.labels))
+        if self.strata is not None and (self.strata.shape != (len(self.labels),) or self.strata.dtype != np.int64):
+            raise DataError(
+                f"strata of dtype {self.strata.dtype} and shape {self.strata.shape} are not int64 [{len(self.labels)}]"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

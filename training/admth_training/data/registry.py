@@ -8,6 +8,7 @@ from pathlib import Path
 
 from admth_runtime.errors import InputError
 from admth_training.data.dataset import ImageDataset
+from admth_training.data.emoji import LABELLINGS, Labelling, open_emoji
 from admth_training.data.fashion_mnist import open_fashion_mnist
 from admth_training.data.folder import open_folder
 from admth_training.data.image_list import open_image_list
@@ -43,6 +44,10 @@ class DatasetKind:
     open: Callable[[Path, SourceOptions], ImageDataset]
 
 
+def _emoji(labelling: Labelling) -> DatasetKind:
+    return DatasetKind(f"{LABELLINGS[labelling]}:DIR", False, lambda path, _: open_emoji(path, labelling))
+
+
 DATASETS: dict[str, DatasetKind] = {
     "fashion-mnist": DatasetKind("fashion-mnist:DIR", False, lambda path, _: open_fashion_mnist(path)),
     "folder": DatasetKind("folder:DIR", False, lambda path, _: open_folder(path)),
@@ -51,6 +56,7 @@ DATASETS: dict[str, DatasetKind] = {
         True,
         lambda path, options: open_image_list(path, root=options.root, strip_prefix=options.strip_prefix),
     ),
+    **{kind: _emoji(labelling) for labelling, kind in LABELLINGS.items()},
 }
 """Every kind by the name that stands before the colon; a new kind is one more entry."""
 
