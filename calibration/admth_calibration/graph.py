@@ -20,6 +20,11 @@ __all__ = ["WEIGHTED_OPERATORS", "Graph", "load_graph", "matches_layer"]
 WEIGHTED_OPERATORS = ("Conv", "Gemm", "MatMul")
 """Operators with weights; INT8 and FP16 are for their sake."""
 
+_BLOCKED_PRODUCT = "MatMulNBits"  # of weights that are stored in blocks
+
+# What engines compute once, on loading, to make weights that are stored in another type.
+_WEIGHT_MAKERS = ("DequantizeLinear", "Cast", "Mul")
+
 # Tensors up to this size are kept where types are inferred: they may be shapes, axes and splits.
 _SMALL = 1024
 
@@ -72,11 +77,7 @@ class Graph:
     def layer_name(self, node: onnx.NodeProto) -> str:
         """Name a node as a user knows it: by its weight without ``.weight``, or by its own name where it has none."""
         for name in node.input:
-            source = name
-            maker = self.producers.get(name)
-            if maker is not None and maker.op_type == "DequantizeLinear":  # an INT8 weight
-                source = maker.input[0]
-            if source in self.initializers and (stem := _stem(source)):
+            if self.is_constant(name) and (stem := _stem(self.stored_weight(name))):
                 return stem
         return node.name or (node.output[0] if node.output else node.op_type)
 
@@ -86,14 +87,24 @@ class Graph:
 
     def is_weighted(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a convolution or matrix product with constant weights."""
-        return node.op_type in WEIGHTED_OPERATORS and len(node.input) > 1 and self.is_constant(node.input[1])
+        return (
+            node.op_type in (*WEIGHTED_OPERATORS, _BLOCKED_PRODUCT)
+            and len(node.input) > 1
+            and self.is_constant(node.input[1])
+        )
 
     def is_constant(self, tensor: str) -> bool:
-        """Whether a tensor is an initializer, or one that is only dequantised."""
+        """Whether a tensor is an initializer, or made of initializers alone by a change of type or scale."""
         if tensor in self.initializers:
             return True
         maker = self.producers.get(tensor)
-        return maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in self.initializers
+        return maker is not None and maker.op_type in _WEIGHT_MAKERS and all(map(self.is_constant, maker.input))
+
+    def stored_weight(self, tensor: str) -> str:
+        """Return the initializer that a constant tensor is made of: itself, or what is dequantised or cast."""
+        while tensor not in self.initializers:
+            tensor = self.producers[tensor].input[0]
+        return tensor
 
     def after(self, tensors: Collection[str]) -> list[onnx.NodeProto]:
         """Return every node that depends on one of the tensors, in order."""
@@ -181,7 +192,8 @@ def matches_layer(layer: str, pattern: str) -> bool:
 
 
 def _stem(name: str) -> str:
-    for ending in (".weight", ".weight.int8", ".weight.half"):  # of our FP32, INT8 and FP16 models
+    # Of our FP32, INT8 and FP16 models, and of those with their weights alone in few bits.
+    for ending in (".weight", ".weight.int8", ".weight.half", ".weight.int4"):
         if name.endswith(ending):
             return name[: -len(ending)]
     return ""

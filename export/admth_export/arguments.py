@@ -47,7 +47,10 @@ NoiseThreshold = Annotated[
 ]
 MinBitParity = Annotated[
     float | None,
-    typer.Option("--min-bit-parity", help="Least share of equal bits.  [default: 0.9999 FP32, 0.998 FP16, 0.95 INT8]"),
+    typer.Option(
+        "--min-bit-parity",
+        help="Least share of equal bits.  [default: 0.9999 FP32, 0.998 FP16, 0.95 INT8, 0.999 INT8 after QAT]",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 

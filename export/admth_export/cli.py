@@ -116,10 +116,18 @@ def verify(
     any_checkpoint: Annotated[
         bool, typer.Option("--any-checkpoint", help="Compare with a run that the candidate did not come from.")
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            help="Another run to compare with besides, without limits.  [default: for INT8 after QAT, its FP32 run]",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the bits of an exported model or engine against PyTorch's; exit 1 when the gate fails."""
     from admth_export.candidate_file import read_candidate
+    from admth_export.gate import Gate
     from admth_runtime.errors import OutputError, ParityError
 
     # Everything that can be refused is, before PyTorch is imported, which takes seconds.
@@ -128,14 +136,23 @@ def verify(
     if out is not None and not out.parent.is_dir():
         raise OutputError(f"cannot write {out}: its folder does not exist; create it first")
     choice = make_choice(data, root, strip_prefix, images, database_images, seed)
-    gate = make_gate(read_candidate(candidate).manifest.precision, noise_threshold, min_bit_parity)
+    gate = Gate.of_model(
+        read_candidate(candidate).manifest, noise_threshold=noise_threshold, minimum_bit_parity=min_bit_parity
+    )
 
     start_torch(extra="export", purpose="exporting and verifying")
     from admth_export.exporting import report_paths, write_report
     from admth_export.verification import verify as check
 
     report = check(
-        candidate, run, gate=gate, images=choice, device=device, threads=threads, any_checkpoint=any_checkpoint
+        candidate,
+        run,
+        gate=gate,
+        images=choice,
+        device=device,
+        threads=threads,
+        any_checkpoint=any_checkpoint,
+        against=against,
     )
     json_path, picture = report_paths(candidate) if out is None else (out, out.with_suffix(".png"))
     write_report(report, json_path, picture)

@@ -17,10 +17,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from admth_training.backbones import LocalResponseNorm
-from admth_training.backbones.efficientnet_lite0 import SameConvNorm
+from admth_training.folding import fold_batch_norm
 from admth_training.network import MultiLengthHashNetwork
 
 __all__ = ["BandedResponseNorm", "DeployedNetwork"]
@@ -66,7 +65,7 @@ class DeployedNetwork(nn.Module):
     def __init__(self, network: MultiLengthHashNetwork) -> None:
         super().__init__()
         trunk, attention = copy.deepcopy((network.trunk, network.attention))
-        _fold_batch_norm(trunk.eval())
+        fold_batch_norm(trunk.eval())
         _band_response_norm(trunk)
         self.code_lengths = network.config.code_lengths
         self.trunk = trunk
@@ -107,13 +106,6 @@ class DeployedNetwork(nn.Module):
     def _pack(self, logits: Tensor, length: int) -> Tensor:
         bits = (logits > 0).float().reshape(-1, length // 8, 8)
         return (bits * self.get_buffer("bit_values")).sum(-1).to(torch.uint8)
-
-
-def _fold_batch_norm(trunk: nn.Module) -> None:
-    for module in list(trunk.modules()):
-        if isinstance(module, SameConvNorm):
-            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
-            module.norm = nn.Identity()  # type: ignore[assignment]
 
 
 def _band_response_norm(trunk: nn.Module) -> None:

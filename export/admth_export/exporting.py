@@ -15,6 +15,7 @@ from admth_export.onnx_export import build_graph, manifest_of
 from admth_export.options import MODEL_FILE, ImageChoice, OnnxOptions, check_target
 from admth_export.parity_plot import save_parity_figure
 from admth_export.parity_report import ModelFacts, ParityReport
+from admth_export.quantization import quantization_metadata, reference_for
 from admth_export.stages import stage
 from admth_runtime.errors import CheckpointError, ParityError
 from admth_runtime.files import atomic_path, sha256_of_file, write_json
@@ -58,6 +59,9 @@ def export_onnx(
 ) -> ExportResult:
     """Export a run to one ONNX file that holds its manifest, once its bits have proved to be PyTorch's.
 
+    Of a QAT run it is the network without roundings, with weights that are on their grids already, and the learned
+    scales in its metadata (:data:`admth_export.quantization.QUANTIZATION_KEY`): what ``admth-calibrate`` makes INT8 of.
+
     A model that fails the gate is not kept, and one that was there before stays; the report of the failure is then
     ``<model>.parity.failed.json`` with a picture beside it.
 
@@ -87,12 +91,13 @@ def export_onnx(
         temporary = stack.enter_context(atomic_path(target))
         # Opened before the graph is built, so that missing data is known in a second.
         chosen = load_gate_images(trained, images or ImageChoice()) if verify else None
-        manifest = manifest_of(trained)
+        manifest, others = manifest_of(trained), quantization_metadata(trained)
+        network = reference_for(trained, manifest.precision).network
         with stage("building the graph"):
-            graph_size = write_graph(temporary, build_graph(trained.network, manifest.preprocessing.shape, options))
+            graph_size = write_graph(temporary, build_graph(network, manifest.preprocessing.shape, options))
         with stage("checking the graph"):
             check_file(temporary)
-        write_manifest(temporary, graph_size, manifest)
+        write_manifest(temporary, graph_size, manifest, others=others)
         report = None
         if chosen is not None:
             limits = gate or Gate.of_precision(manifest.precision)
@@ -101,7 +106,7 @@ def export_onnx(
             if not report.passed:
                 raise _failure(target, report)
             manifest = replace(manifest, parity=report.summary())
-            write_manifest(temporary, graph_size, manifest)
+            write_manifest(temporary, graph_size, manifest, others=others)
         size, digest = temporary.stat().st_size, sha256_of_file(temporary)
         if report is not None:
             report = replace(report, model=replace(report.model, sha256=digest, bytes=size))

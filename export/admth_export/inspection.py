@@ -127,9 +127,9 @@ def _parity_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _precision(graph: Any, node: Any) -> str:
-    maker = graph.producers.get(node.input[1])
-    weight = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else node.input[1]
-    kind = graph.types.get(weight, 0)
+    if node.op_type == "MatMulNBits":
+        return next(f"int{attribute.i}" for attribute in node.attribute if attribute.name == "bits")
+    kind = graph.types.get(graph.stored_weight(node.input[1]), 0)
     return _TYPES.get(kind, f"type {kind}")
 
 

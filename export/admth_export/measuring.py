@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from admth_export.candidate_process import CandidateOutputs, run_candidate
+from admth_export.candidate_process import CandidateOutputs, EngineFacts, run_candidate
 from admth_export.gate import Gate
 from admth_export.gate_images import GateImages
 from admth_export.parity import RetrievalEffect, compare_run, retrieval_effect
 from admth_export.parity_report import ModelFacts, ParityReport
+from admth_export.quantization import describe_reference, reference_for
 from admth_runtime.packing import pack_logits
 from admth_training.checkpoint import TrainedRun
 from admth_training.encode import encode_split, reference_logits
@@ -26,6 +28,8 @@ BATCH_SIZES = (32, 1, 3)
 SMALL_BATCH_IMAGES = 96
 """How many images the small batches take."""
 
+_NO_LIMITS = Gate(noise_threshold=None, minimum_bit_parity=0.0)
+
 
 def measure_parity(
     trained: TrainedRun,
@@ -36,17 +40,19 @@ def measure_parity(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    against: TrainedRun | None = None,
 ) -> ParityReport:
-    """Compare a candidate with the FP32 PyTorch network on the same pixels.
+    """Compare a candidate with its PyTorch network on the same pixels.
 
     Args:
-        trained: the run with the reference network.
+        trained: the run with the reference network; see :func:`admth_export.quantization.reference_for`.
         images: what to compare on.
         candidate: the model's file, which may still have a temporary name.
         facts: what the report and messages say of it.
         gate: the limits; they are judged for every batch size.
         device: where the candidate runs.
         threads: its CPU threads; None takes one a physical core.
+        against: another run, whose network the candidate is also compared with, without limits.
 
     Raises:
         ParityError: an output has another shape or dtype than the deployed graph's.
@@ -56,7 +62,29 @@ def measure_parity(
     runs = [(size, count if size == BATCH_SIZES[0] else min(count, SMALL_BATCH_IMAGES)) for size in BATCH_SIZES]
     # The candidate first: a model that cannot run is then known before the slower reference is computed.
     outputs, engine = run_candidate(candidate, images.pixels, runs, device=device, threads=threads, name=facts.file)
+
+    def report(run: TrainedRun, limits: Gate, reference: str) -> ParityReport:
+        return _compare(reference_for(run, facts.precision), images, outputs, engine, facts, limits, reference)
+
+    own = report(trained, gate, describe_reference(trained, facts.precision))
+    if against is None:
+        return own
+    name = f"{describe_reference(against, facts.precision)}, run {against.folder.resolve().name}"
+    return replace(own, against=report(against, _NO_LIMITS, name))
+
+
+def _compare(
+    trained: TrainedRun,
+    images: GateImages,
+    outputs: Sequence[CandidateOutputs],
+    engine: EngineFacts,
+    facts: ModelFacts,
+    gate: Gate,
+    description: str,
+) -> ParityReport:
+    """Compare what a candidate put out with the network of a run."""
     reference = reference_logits(trained.network, images.pixels)
+    counts = [len(next(iter(run.codes.values()))) for run in outputs]
     measured = tuple(
         compare_run(
             {length: values[:n] for length, values in reference.items()},
@@ -66,7 +94,7 @@ def measure_parity(
             names=images.names[:n],
             indices=images.indices[:n],
         )
-        for run, (_, n) in zip(outputs, runs, strict=True)
+        for run, n in zip(outputs, counts, strict=True)
     )
     return ParityReport(
         model=facts,
@@ -78,6 +106,7 @@ def measure_parity(
         failures=gate.judge(measured),
         runs=measured,
         retrieval=_retrieval(trained, images, reference, outputs[0]),
+        reference=description,
     )
 
 

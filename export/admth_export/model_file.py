@@ -7,6 +7,7 @@ manifest that holds the gate's result without being written, or held in memory, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,19 +26,20 @@ def write_graph(path: Path, model: onnx.ModelProto) -> int:
     return path.write_bytes(model.SerializeToString())
 
 
-def write_manifest(path: Path, graph_size: int, manifest: Manifest) -> None:
-    """Put a manifest behind the graph, in place of the one that is there.
+def write_manifest(path: Path, graph_size: int, manifest: Manifest, *, others: Mapping[str, str] | None = None) -> None:
+    """Put a manifest behind the graph, in place of the metadata that are there.
 
     Args:
         path: a file that :func:`write_graph` wrote.
         graph_size: what it returned.
         manifest: the manifest.
+        others: other metadata, by key.
     """
     import onnx
     import onnx.helper
 
     tail = onnx.ModelProto()
-    onnx.helper.set_model_props(tail, {METADATA_KEY: manifest.to_json()})
+    onnx.helper.set_model_props(tail, {METADATA_KEY: manifest.to_json(), **(others or {})})
     with path.open("rb+") as file:
         file.truncate(graph_size)
         file.seek(graph_size)

@@ -12,6 +12,7 @@ import torch
 
 from admth_export.deployed import DeployedNetwork
 from admth_export.options import OnnxOptions
+from admth_export.quantization import qat_facts
 from admth_runtime._version import __version__
 from admth_runtime.errors import ModelError, require
 from admth_runtime.manifest import INPUT_NAME, METADATA_KEY, Manifest, output_names
@@ -28,6 +29,7 @@ def manifest_of(run: TrainedRun) -> Manifest:
     """Describe a run as its FP32 model's manifest, with no parity result yet."""
     network = run.config.network
     trunk = run.network.trunk
+    facts = qat_facts(run)
     return Manifest(
         code_lengths=network.code_lengths,
         preprocessing=run.config.preprocessing,
@@ -38,6 +40,7 @@ def manifest_of(run: TrainedRun) -> Manifest:
             "attention": network.attention,
             "mean": list(trunk.mean),
             "std": list(trunk.std),
+            **({} if facts is None else {"qat": facts}),
         },
         checkpoint_sha256=run.checkpoint_sha256,
     )

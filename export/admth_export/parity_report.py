@@ -40,7 +40,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Sign parity of a candidate with the FP32 PyTorch network.
+    """Sign parity of a candidate with a PyTorch network.
 
     Attributes:
         model: the candidate.
@@ -52,6 +52,8 @@ class ParityReport:
         failures: a line for each limit that is not met.
         runs: the measures for each batch size, the one over all images first.
         retrieval: the effect on retrieval by code length, or None where it was left out.
+        reference: which network it is, in a few words.
+        against: the same candidate against the network of another run, which no gate judges, or None.
     """
 
     model: ModelFacts
@@ -63,6 +65,8 @@ class ParityReport:
     failures: tuple[str, ...]
     runs: tuple[RunParity, ...]
     retrieval: Mapping[int, RetrievalEffect] | None
+    reference: str = "FP32"
+    against: ParityReport | None = None
 
     @property
     def passed(self) -> bool:
@@ -85,12 +89,13 @@ class ParityReport:
             "model": asdict(self.model),
             "checkpoint_sha256": self.checkpoint_sha256,
             "engine": asdict(self.engine),
-            "reference": f"PyTorch {self.torch_version}, FP32, on cpu",
+            "reference": f"PyTorch {self.torch_version}, {self.reference}, on cpu",
             "images": self.images.to_dict(),
             "runs": [run.to_dict() for run in self.runs],
             "retrieval": None
             if self.retrieval is None
             else {str(length): effect.to_dict() for length, effect in self.retrieval.items()},
+            "against": None if self.against is None else self.against.to_dict(),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -120,9 +125,10 @@ class ParityReport:
         """Return the measures for the console, a line a code length, with what was compared above and notes below."""
         images = self.images
         tau = "none" if self.gate.noise_threshold is None else f"{self.gate.noise_threshold:g}"
+        reference = "PyTorch" if self.reference == "FP32" else f"PyTorch ({self.reference})"
         head = (
-            f"sign parity with PyTorch on {images.images:,} of {images.split_size:,} {images.split} images of "
-            f"{images.dataset}, {self.engine}"
+            f"sign parity with {reference} on {images.images:,} of {images.split_size:,} {images.split} "
+            f"images of {images.dataset}, {self.engine}"
         )
         rows = [["bits", "equal bits", "exact codes", "distance mean/max", "flips", "largest |z|", "logit error"]]
         if self.retrieval is not None:
@@ -150,8 +156,10 @@ class ParityReport:
             f"{run.image_count:,} images"
             for run in self.runs[1:]
         ]
-        lines.append(
-            f"noise threshold {tau}, least equal bits {100 * self.gate.minimum_bit_parity:g} %"
-            + "".join(f"; {text}" for text in others)
-        )
+        limits = f"noise threshold {tau}, least equal bits {100 * self.gate.minimum_bit_parity:g} %"
+        if self.gate.noise_threshold is None and self.gate.minimum_bit_parity == 0.0:
+            limits = "no limits"
+        lines.append(limits + "".join(f"; {text}" for text in others))
+        if self.against is not None:
+            lines += ["", self.against.table()]
         return "\n".join(lines)

@@ -11,10 +11,12 @@ from admth_export.measuring import measure_parity
 from admth_export.options import ImageChoice
 from admth_export.parity_report import ModelFacts, ParityReport
 from admth_export.stages import stage
+from admth_runtime.console import note
 from admth_runtime.engine_file import EngineFile
 from admth_runtime.errors import CheckpointError, ManifestError
 from admth_runtime.model import ModelFile
 from admth_training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, TrainedRun, load_run
+from admth_training.qat_start import load_base_run
 
 __all__ = ["check_origin", "verify"]
 
@@ -28,8 +30,12 @@ def verify(
     device: str | None = None,
     threads: int | None = None,
     any_checkpoint: bool = False,
+    against: str | Path | None = None,
 ) -> ParityReport:
-    """Compare the bits of an exported model or engine, of any precision, with the FP32 PyTorch network's.
+    """Compare the bits of an exported model or engine, of any precision, with its PyTorch network's.
+
+    An INT8 model of a QAT run is compared twice: with that run's own network, which rounds as the model does, and with
+    the FP32 network that the run came from. Only the first comparison is judged.
 
     Args:
         candidate: the ONNX model, or the TensorRT engine with its sidecar.
@@ -40,6 +46,8 @@ def verify(
             for an engine.
         threads: its CPU threads; None takes one a physical core.
         any_checkpoint: compare with a run whose weights the candidate did not come from.
+        against: another run to compare with besides; None is the FP32 run that a QAT run names, for an INT8 candidate
+            and where that run is still there.
 
     Returns:
         The report; ``report.passed`` says whether the gate is passed.
@@ -66,10 +74,27 @@ def verify(
         target=manifest.target,
         checkpoint_sha256=manifest.checkpoint_sha256,
     )
+    other = _other_run(model, trained, against)
     chosen = load_gate_images(trained, images or ImageChoice())
-    limits = gate or Gate.of_precision(manifest.precision)
+    limits = gate or Gate.of_model(manifest)
     where = device or ("cuda" if isinstance(model, EngineFile) else "cpu")
-    return measure_parity(trained, chosen, path, facts, limits, device=where, threads=threads)
+    return measure_parity(trained, chosen, path, facts, limits, device=where, threads=threads, against=other)
+
+
+def _other_run(model: ModelFile | EngineFile, trained: TrainedRun, against: str | Path | None) -> TrainedRun | None:
+    """Load the run of the second comparison, where there is one."""
+    if against is not None:
+        other = load_run(against)
+        check_origin(model, other, any_checkpoint=True)
+        return other
+    qat = trained.config.qat
+    if qat is None or model.manifest.precision != "int8":
+        return None
+    try:
+        return load_base_run(qat)
+    except CheckpointError:
+        note(f"the FP32 run {qat.base_run} is not there any more: compare with it too by  --against RUN")
+        return None
 
 
 def check_origin(model: ModelFile | EngineFile, trained: TrainedRun, *, any_checkpoint: bool = False) -> None:

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 METADATA_KEY = "admth.manifest"
 INPUT_NAME = "images"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-weights", "int4-weights")
 TARGETS = ("any", "cpu", "tensorrt")
 _BIT_ORDER = "msb"
 
@@ -38,7 +38,8 @@ class Manifest:
         code_lengths: bits of each code, increasing multiples of 8.
         preprocessing: how an image becomes the input's pixels.
         network: facts of the network: backbone, split, hidden width, attention, normalisation inside the graph.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"int8"``, or ``"int8-weights"`` and ``"int4-weights"`` where weights alone
+            are stored in fewer bits.
         target: what the model is made for: ``"any"``, ``"cpu"`` or ``"tensorrt"``.
         checkpoint_sha256: SHA-256 of the ``model.safetensors`` it came from, 64 hexadecimal digits.
         calibration: method and data digest of an INT8 model, else None.

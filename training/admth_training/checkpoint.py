@@ -11,11 +11,20 @@ from typing import Any
 from torch import Tensor
 
 from admth_runtime._version import __version__
-from admth_runtime.errors import CheckpointError, ManifestError, OutputError
+from admth_runtime.errors import CheckpointError, InputError, ManifestError, OutputError
 from admth_runtime.files import atomic_path, sha256_of_file, write_json
 from admth_runtime.preprocessing import PreprocessingSpec
-from admth_training.config import DataConfig, FitConfig, NetworkConfig, ObjectiveConfig, from_dict, to_dict
+from admth_training.config import (
+    DataConfig,
+    FitConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    QatConfig,
+    from_dict,
+    to_dict,
+)
 from admth_training.network import MultiLengthHashNetwork, build_network
+from admth_training.qat import quantize_network
 
 __all__ = [
     "CONFIG_FILE",
@@ -49,6 +58,7 @@ class RunConfig:
         preprocessing: how an image becomes pixels.
         data: which images.
         pretrained: whether the trunk started from ImageNet weights.
+        qat: how a quantised network was made of an FP32 run's; None for an FP32 run.
 
     """
 
@@ -58,10 +68,15 @@ class RunConfig:
     preprocessing: PreprocessingSpec
     data: DataConfig
     pretrained: bool
+    qat: QatConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.qat is not None and self.fit.precision == "bf16":
+            raise InputError("precision 'bf16' has too few bits for the integers of a quantised network: use 'fp32'")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, the inverse of :meth:`from_dict`."""
-        return {
+        values = {
             "format_version": FORMAT_VERSION,
             "created_by": f"admth {__version__}",
             "network": to_dict(self.network),
@@ -71,6 +86,7 @@ class RunConfig:
             "data": to_dict(self.data),
             "pretrained": self.pretrained,
         }
+        return values if self.qat is None else {**values, "qat": to_dict(self.qat)}
 
     @classmethod
     def from_dict(cls, values: Any, *, source: str) -> RunConfig:
@@ -95,14 +111,21 @@ class RunConfig:
             preprocessing = PreprocessingSpec.from_dict(parts["preprocessing"])
         except ManifestError as error:
             raise CheckpointError(f"{source}: {error}") from error
-        return cls(
-            network=from_dict(NetworkConfig, parts["network"], source=source),
-            objective=from_dict(ObjectiveConfig, parts["objective"], source=source),
-            fit=from_dict(FitConfig, parts["fit"], source=source),
-            preprocessing=preprocessing,
-            data=from_dict(DataConfig, parts["data"], source=source),
-            pretrained=bool(values.get("pretrained", False)),
-        )
+        qat = values.get("qat")
+        if qat is not None and not isinstance(qat, dict):
+            raise CheckpointError(f"{source}: the part 'qat' is not a JSON object: train again")
+        try:
+            return cls(
+                network=from_dict(NetworkConfig, parts["network"], source=source),
+                objective=from_dict(ObjectiveConfig, parts["objective"], source=source),
+                fit=from_dict(FitConfig, parts["fit"], source=source),
+                preprocessing=preprocessing,
+                data=from_dict(DataConfig, parts["data"], source=source),
+                pretrained=bool(values.get("pretrained", False)),
+                qat=None if qat is None else from_dict(QatConfig, qat, source=source),
+            )
+        except InputError as error:
+            raise CheckpointError(f"{source}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,7 @@ class TrainedRun:
     Attributes:
         folder: where it lies.
         config: its configuration.
-        network: the network in evaluation mode, FP32, on the CPU.
+        network: the network in evaluation mode, FP32, on the CPU; that of a QAT run rounds to its integers.
         checkpoint_sha256: SHA-256 of ``model.safetensors``.
 
     """
@@ -205,6 +228,8 @@ def load_run(folder: str | Path) -> TrainedRun:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: is not a complete safetensors file ({error}): train again") from error
     network = build_network(config.network)
+    if config.qat is not None:
+        quantize_network(network, config.qat.target)
     check_tensors(network.state_dict(), tensors, path=path)
     network.load_state_dict(tensors)
     return TrainedRun(folder, config, network.eval(), sha256_of_file(path))

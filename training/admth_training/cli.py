@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from admth_runtime.console import new_app, parse_integers, print_json, run_app, say
 from admth_runtime.errors import InputError, MissingExtraError, require
 from admth_training import options as o
 from admth_training.torch_start import start_torch
-
-if TYPE_CHECKING:
-    from admth_training.checkpoint import RunConfig
 
 __all__ = ["app", "main"]
 
@@ -60,6 +57,11 @@ def fit(
     seed: o.Seed = None,
     workers: o.Workers = None,
     memory_limit_gib: o.MemoryLimit = None,
+    qat: o.Qat = None,
+    qat_target: o.QatTarget = None,
+    qat_margin: o.QatMargin = None,
+    qat_distill: o.QatDistill = None,
+    qat_objective: o.QatObjective = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     resume: o.Resume = False,
@@ -69,7 +71,8 @@ def fit(
 ) -> None:
     """Train a network: model.safetensors, config.json and metrics.jsonl in a folder.
 
-    An interrupted run goes on with --out DIR --resume, to the same weights.
+    An interrupted run goes on with --out DIR --resume, to the same weights. With --qat RUN a finished run is
+    fine-tuned for INT8.
     """
     given: dict[str, dict[str, Any]] = {
         "network": {
@@ -109,8 +112,10 @@ def fit(
     }
     start_torch(extra="train", purpose="training", threads=threads)
     from admth_training.fitting import fit as train
+    from admth_training.run_options import QatOptions, run_config
 
-    config = _run_config(out, given, pretrained, resume=resume)
+    quantised = QatOptions(qat, qat_target, qat_margin, qat_distill, qat_objective)
+    config = run_config(out, given, pretrained, quantised, resume=resume)
     limit = _gibibytes(memory_limit_gib)
     try:
         result = train(
@@ -127,6 +132,8 @@ def fit(
         mend = ", or pass --no-pretrained" if pretrained is None and "ImageNet" in str(error) else ""
         raise MissingExtraError(f"{error}{mend}") from error
     commands = [f"admth-train evaluate {out}", f"cd {out} && admth-export onnx"]
+    if config.qat is not None:
+        commands.append(f"admth-calibrate --target {'trt' if config.qat.target == 'tensorrt' else 'cpu'}")
     if json_:
         print_json({**asdict(result), "folder": str(result.folder), "next": commands})
         return
@@ -136,8 +143,11 @@ def fit(
         f"epoch {result.epochs}: loss {final['loss']:.4f} (likelihood {final['likelihood']:.4f}, "
         f"consistency {final['consistency']:.4f}); {result.train_images:,} images in {result.seconds:.0f} s"
     )
+    if "distillation" in final:
+        say(f"difference from the FP32 logits {final['distillation']:.4f}, margin term {final['margin']:.4f}")
     say(f"next:  {commands[0]}")
-    say(f"       {commands[1]}")
+    for command in commands[1:]:
+        say(f"       {command}")
 
 
 @app.command()
@@ -196,37 +206,6 @@ def _cutoffs(text: str) -> tuple[int | None, ...]:
         raise InputError(f"--map-at {text!r} is empty: write all, or cut-offs such as all,100,5000")
     numbers = [None if part == "all" else parse_integers(part, name="--map-at")[0] for part in parts]
     return tuple(numbers)
-
-
-def _run_config(out: Path, given: dict[str, dict[str, Any]], pretrained: bool | None, *, resume: bool) -> RunConfig:
-    """Make the run's configuration of the options given, over those of the run to resume."""
-    from admth_runtime.preprocessing import PreprocessingSpec
-    from admth_training.checkpoint import CONFIG_FILE, RunConfig, load_run_config
-    from admth_training.config import DataConfig, FitConfig, NetworkConfig, ObjectiveConfig
-
-    chosen = {part: {k: v for k, v in values.items() if v is not None} for part, values in given.items()}
-    before: dict[str, Any] = {}
-    if resume and (out / CONFIG_FILE).exists():
-        old = load_run_config(out)
-        before = old.to_dict()
-        pretrained = old.pretrained if pretrained is None else pretrained
-    elif "spec" not in chosen["data"]:
-        raise InputError("no data was named: pass --data, such as --data fashion-mnist:DIR or --data folder:DIR")
-
-    def merged(part: str) -> dict[str, Any]:
-        values = {**before.get(part, {}), **chosen[part]}
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-    network = NetworkConfig(**merged("network"))
-    size = {"height": network.size, "width": network.size}
-    return RunConfig(
-        network=network,
-        objective=ObjectiveConfig(**merged("objective")),
-        fit=FitConfig(**merged("fit")),
-        preprocessing=PreprocessingSpec(**{**merged("preprocessing"), **size}),
-        data=DataConfig(**merged("data")),
-        pretrained=network.backbone == "efficientnet_lite0" if pretrained is None else pretrained,
-    )
 
 
 def _absolute_spec(spec: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -13,11 +14,13 @@ from admth_runtime.packing import check_code_lengths
 __all__ = [
     "BACKBONES",
     "MAP_DIRECTIONS",
+    "QAT_TARGETS",
     "SPLITS",
     "DataConfig",
     "FitConfig",
     "NetworkConfig",
     "ObjectiveConfig",
+    "QatConfig",
     "from_dict",
     "to_dict",
 ]
@@ -29,6 +32,7 @@ SPLITS = ("conv", "fc6", "fc7")
 MAP_DIRECTIONS = ("short-to-long", "long-to-short")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
+QAT_TARGETS = ("cpu", "tensorrt")
 
 _DEFAULT_HIDDEN = {"efficientnet_lite0": 512, "cnnf": 4096}
 _DEFAULT_DROPOUT = {"efficientnet_lite0": 0.2, "cnnf": 0.5}
@@ -132,7 +136,8 @@ class FitConfig:
         epochs: passes over the training images.
         batch_size: images a step, at least 2 since the likelihood is over pairs.
         optimizer: ``"sgd"`` (the paper's, momentum 0.9) or ``"adamw"``.
-        learning_rate: of the branches, attention and maps; None is 0.15 for SGD and 1e-3 for AdamW.
+        learning_rate: of the branches, attention and maps; None is 0.15 for SGD and 1e-3 for AdamW. That of a
+            quantised network counts in steps of its integers, see :func:`admth_training.optim.make_optimizer`.
         trunk_learning_rate_factor: the trunk's learning rate is this times ``learning_rate``; None is 0.1 for a trunk
             that starts from ImageNet weights and 1 for a fresh one.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
@@ -215,6 +220,43 @@ class DataConfig:
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 1, 2**31 - 1)
         _integer("seed", self.seed, 0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class QatConfig:
+    """Quantisation-aware training: which network it starts from, and for which engine.
+
+    Attributes:
+        base_run: folder of the FP32 run, absolute.
+        base_sha256: SHA-256 of that run's ``model.safetensors``.
+        target: ``"cpu"`` (uint8 activations, ONNX Runtime) or ``"tensorrt"`` (symmetric int8).
+        objective_weight: weight of the run's own objective, eq. 9.
+        distillation_weight: weight of the difference from the FP32 network's logits, squared, most near zero.
+        margin_weight: weight of the term that pushes logits away from zero.
+        margin: |logit| from which that term is zero.
+        observed_images: training images whose activations the ranges start from.
+
+    """
+
+    base_run: str
+    base_sha256: str
+    target: str = "cpu"
+    objective_weight: float = 0.0
+    distillation_weight: float = 1.0
+    margin_weight: float = 0.0
+    margin: float = 1.0
+    observed_images: int = 512
+
+    def __post_init__(self) -> None:
+        _choice("qat target", self.target, QAT_TARGETS)
+        if not isinstance(self.base_run, str) or not re.fullmatch("[0-9a-f]{64}", str(self.base_sha256)):
+            raise InputError(f"base run {self.base_run!r} with SHA-256 {self.base_sha256!r} names no run")
+        for name in ("objective_weight", "distillation_weight", "margin_weight"):
+            _number(name, getattr(self, name), 0.0, 1e6)
+        _number("margin", self.margin, 1e-6, 1e6)
+        _integer("observed_images", self.observed_images, 1, 1_000_000)
+        if not self.objective_weight and not self.distillation_weight:
+            raise InputError("the objective and the distillation both have weight 0: give one of them a weight")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -10,17 +10,26 @@ from typing import Any
 import torch
 
 from admth_runtime.console import note
-from admth_runtime.errors import DataError, DeviceError
+from admth_runtime.errors import DataError, DeviceError, OutputError
 from admth_runtime.files import make_folder
-from admth_training.checkpoint import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, RunConfig, save_network
-from admth_training.config import DataConfig
+from admth_training.checkpoint import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    WEIGHTS_FILE,
+    RunConfig,
+    load_run_config,
+    save_network,
+)
 from admth_training.data import ImageDataset, open_dataset
 from admth_training.features import make_source
 from admth_training.leakage import check_leakage
 from admth_training.loader import PixelLoader
-from admth_training.network import build_network
+from admth_training.network import MultiLengthHashNetwork, build_network
+from admth_training.qat import freeze_quantization
+from admth_training.qat.loss import QatLoss
+from admth_training.qat_start import observe_ranges, start_network
 from admth_training.splits import Splits, choose_splits, read_splits
-from admth_training.state import SPLITS_FILE, STATE_FILE, check_claim, run_lock
+from admth_training.state import SPLITS_FILE, STATE_FILE, check_claim, run_lock, saved_epoch
 from admth_training.trainer import Trainer
 
 __all__ = ["FitResult", "fit", "select_device"]
@@ -90,36 +99,44 @@ def fit(
     started = time.monotonic()
     folder = Path(out)
     target = select_device(device)
+    if config.qat is not None and folder.resolve() == Path(config.qat.base_run).resolve():
+        raise OutputError(f"{folder} holds the FP32 run that the quantised one starts from: name another --out")
     resumed = check_claim(folder, config, resume=resume, overwrite=overwrite)
     data = config.data
     dataset = open_dataset(data.spec, root=data.root, strip_prefix=data.strip_prefix)
-    splits = _splits(folder, dataset, data, resumed=resumed)
+    splits = _splits(folder, dataset, config, resumed=resumed)
     # Only what is an error; the evaluation also compares the contents, and reports.
     check_leakage(dataset, splits, content=False)
     loader = PixelLoader(
         dataset, splits.train, config.preprocessing, memory_limit_bytes=memory_limit_bytes, workers=workers
     )
     _check_batch_size(config.fit.batch_size, len(loader))
-    network = build_network(config.network, pretrained=config.pretrained, seed=config.fit.seed).to(target)
+    network, qat_loss = _network(config, target)
     make_folder(folder)
     with run_lock(folder):
         # Again, since another run may have come first.
         resumed = check_claim(folder, config, resume=resume, overwrite=overwrite)
-        trainer = Trainer(config, folder, network, target, save_interval=save_interval)
+        if config.qat is not None and not (resumed and saved_epoch(folder) >= config.fit.epochs):
+            # Also where a saved state replaces the ranges: the learning rates follow from those of the start.
+            observe_ranges(network, loader, config)
+        trainer = Trainer(config, folder, network, target, save_interval=save_interval, qat_loss=qat_loss)
         done = trainer.start(splits, loader, resumed=resumed)
         if done < config.fit.epochs:
-            if target.type == "cpu" and not config.fit.freeze_trunk:
+            if target.type == "cpu" and not config.fit.freeze_trunk and config.qat is None:
                 note("training the trunk on the CPU takes long: --freeze-trunk trains the rest on cached features")
             with trainer.resumable():
                 source = make_source(
                     network,
                     loader,
                     target,
-                    frozen=config.fit.freeze_trunk,
+                    # The FP32 network that a quantised one learns from has features of its own.
+                    frozen=config.fit.freeze_trunk and config.qat is None,
                     mirror=config.fit.flip,
                     memory_limit_bytes=memory_limit_bytes,
                 )
                 trainer.train(source, loader, done + 1)
+        if config.qat is not None:
+            freeze_quantization(network)
         save_network(folder / WEIGHTS_FILE, network)
     return FitResult(
         folder=folder,
@@ -148,9 +165,21 @@ def select_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def _splits(folder: Path, dataset: ImageDataset, data: DataConfig, *, resumed: bool) -> Splits:
-    """Choose the splits, or read those of the run to resume, which belong to the images that it began with."""
+def _network(config: RunConfig, device: torch.device) -> tuple[MultiLengthHashNetwork, QatLoss | None]:
+    if config.qat is not None:
+        return start_network(config, device)
+    network = build_network(config.network, pretrained=config.pretrained, seed=config.fit.seed)
+    return network.to(device), None
+
+
+def _splits(folder: Path, dataset: ImageDataset, config: RunConfig, *, resumed: bool) -> Splits:
+    """Choose the splits, or read those that a run began with: of the run to resume, or of the one to quantise."""
+    data = config.data
     path = folder / SPLITS_FILE
+    if config.qat is not None and not (resumed and path.exists()):
+        base = Path(config.qat.base_run)
+        if load_run_config(base).data == data and (base / SPLITS_FILE).exists():
+            return read_splits(base / SPLITS_FILE, dataset)
     if not resumed or not path.exists():
         return choose_splits(dataset, query_size=data.query_size, train_size=data.train_size, seed=data.seed)
     try:

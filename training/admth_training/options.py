@@ -45,6 +45,11 @@ __all__ = [
     "Overwrite",
     "Precision",
     "Pretrained",
+    "Qat",
+    "QatDistill",
+    "QatMargin",
+    "QatObjective",
+    "QatTarget",
     "QuerySize",
     "Resume",
     "Root",
@@ -67,7 +72,7 @@ def _chosen(flags: str, text: str, default: str | None = None) -> Any:
 
 
 Data = Annotated[
-    str | None, _chosen("--data", "Images and labels: fashion-mnist:DIR, folder:DIR, list:FILE or list:DIR.")
+    str | None, _chosen("--data", "Images and labels: fashion-mnist:DIR, folder:DIR, list:FILE, list:DIR or emoji:DIR.")
 ]
 Root = Annotated[
     Path | None, _chosen("--root", "Folder that the relative paths of list: data start from.", "the list's own folder")
@@ -133,6 +138,19 @@ InnerProductScale = Annotated[
 Precision = Annotated[str | None, _chosen("--precision", "auto (bf16 on CUDA), fp32 or bf16.", "auto")]
 Flip = Annotated[bool | None, _chosen("--flip/--no-flip", "Mirror images at random.", "flip")]
 Seed = Annotated[int | None, _chosen("--seed", "Seed of splits, weights, order, dropout and mirroring.", "0")]
+
+Qat = Annotated[
+    Path | None,
+    typer.Option("--qat", help="Finished FP32 run to fine-tune with INT8 arithmetic.", show_default=False),
+]
+QatTarget = Annotated[
+    str | None, _chosen("--qat-target", "Engine whose INT8 arithmetic it is: cpu (ONNX Runtime) or trt.", "cpu")
+]
+QatMargin = Annotated[float | None, _chosen("--qat-margin", "Weight of a term that pushes logits away from zero.", "0")]
+QatDistill = Annotated[
+    float | None, _chosen("--qat-distill", "Weight of the squared difference from the FP32 run's logits.", "1")
+]
+QatObjective = Annotated[float | None, _chosen("--qat-objective", "Weight of the run's own objective.", "0")]
 
 Out = Annotated[Path, typer.Option("--out", help="The run's folder.", show_default=False)]
 OtherData = Annotated[str | None, _chosen("--data", "Other images than the run's, as in fit.", "the run's")]

@@ -236,8 +236,9 @@ def cut_metrics(folder: Path, epoch: int) -> list[dict[str, Any]]:
 
 
 def _differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Name what differs between two configurations; more epochs are no difference."""
+    """Name what differs between two configurations; more epochs are no difference, nor is where the FP32 run lies."""
     before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
+    before.pop("qat.base_run", None), after.pop("qat.base_run", None)
     if new.fit.epochs >= old.fit.epochs:
         before["fit.epochs"] = after["fit.epochs"]
     return [

@@ -2,7 +2,8 @@
 
 A frozen trunk runs in evaluation mode, always. A trunk that is trained from ImageNet weights keeps their running
 batch statistics, since small batches of few kinds of pictures would spoil them, and trains everything else. A fresh
-trunk uses the statistics of its batches and keeps running averages of them for evaluation.
+trunk uses the statistics of its batches and keeps running averages of them for evaluation. A quantised network has no
+batch normalisation left, and is trained without dropout: what it learns is to be the FP32 network.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from admth_training.loader import PixelLoader
 from admth_training.network import MultiLengthHashNetwork
 from admth_training.objective import admth_loss
 from admth_training.optim import learning_rate, make_optimizer, set_learning_rate
+from admth_training.qat.loss import QatLoss
 from admth_training.seeds import dropout_seed, epoch_order, mirrored_images
 from admth_training.splits import Splits, write_splits
 from admth_training.state import (
@@ -43,6 +45,7 @@ __all__ = ["Trainer"]
 _FRESH_NORM_MOMENTUM = 0.1
 _SECONDS_BETWEEN_LINES = 10.0
 _TERMS = ("loss", "likelihood", "consistency")
+_QAT_TERMS = (*_TERMS, "distillation", "margin")
 
 
 class Trainer:
@@ -54,6 +57,7 @@ class Trainer:
         network: on its device; its trunk is frozen here where the configuration asks for it.
         device: where the network is.
         save_interval: least seconds between two writings of the state; the last epoch is always written.
+        qat_loss: what a quantised network is trained with; None for an FP32 one.
 
     """
 
@@ -65,6 +69,7 @@ class Trainer:
         device: torch.device,
         *,
         save_interval: float,
+        qat_loss: QatLoss | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -72,15 +77,18 @@ class Trainer:
         self.device = device
         self.last_record: dict[str, Any] = {}
         self._save_interval = save_interval
+        self._qat_loss = qat_loss
+        self._terms = _TERMS if qat_loss is None else _QAT_TERMS
         self._saved_at = time.monotonic()
         self._told_at = time.monotonic()
         network.trunk.requires_grad_(not config.fit.freeze_trunk)
         factor = config.fit.trunk_learning_rate_factor
         if factor is None:
-            factor = 0.1 if config.pretrained else 1.0
+            factor = 0.1 if config.pretrained and config.qat is None else 1.0
         self.optimizer = make_optimizer(network, config.fit, trunk_factor=factor)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._autocast = config.fit.precision == "bf16" or (config.fit.precision == "auto" and device.type == "cuda")
+        automatic = config.fit.precision == "auto" and device.type == "cuda" and config.qat is None
+        self._autocast = config.fit.precision == "bf16" or automatic
 
     def start(self, splits: Splits, loader: PixelLoader, *, resumed: bool) -> int:
         """Bring the folder and the network to where training goes on.
@@ -146,7 +154,7 @@ class Trainer:
         self._set_mode()
         order = epoch_order(fit.seed, epoch, len(loader))
         mirrored = mirrored_images(fit.seed, epoch, len(loader.dataset)) if fit.flip else None
-        sums, images = [0.0, 0.0, 0.0], 0
+        sums, images = [0.0] * len(self._terms), 0
         for step, batch in enumerate(source.batches(order, mirrored, fit.batch_size), start=1):
             advance(len(batch))
             if len(batch) < 2:
@@ -159,7 +167,7 @@ class Trainer:
         seconds = time.monotonic() - started
         self.last_record = {
             "epoch": epoch,
-            **{name: total / images for name, total in zip(_TERMS, sums, strict=True)},
+            **{name: total / images for name, total in zip(self._terms, sums, strict=True)},
             "learning_rate": rate,
             "images_per_second": round(images / seconds, 1),
             "seconds": round(seconds, 3),
@@ -172,14 +180,16 @@ class Trainer:
         trunk = self.network.trunk
         if self.config.fit.freeze_trunk:
             trunk.eval()
-        for module in trunk.modules():
+        for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = _FRESH_NORM_MOMENTUM
                 if self.config.pretrained:
                     module.eval()
+            elif isinstance(module, nn.Dropout) and self._qat_loss is not None:
+                module.eval()
 
     def _step(self, source: BatchSource, batch: TrainingBatch, epoch: int, step: int) -> list[float]:
-        """Take one step and return the loss and its two terms."""
+        """Take one step and return the loss and its terms."""
         network = self.network
         try:
             with torch.autocast(device_type=self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
@@ -191,8 +201,12 @@ class Trainer:
                 self.config.objective,
                 short_to_long=self.config.network.map_direction == "short-to-long",
             )
+            total, added = terms.total, list[Tensor]()
+            if self._qat_loss is not None:
+                qat = self._qat_loss(terms.total, batch.inputs, logits)
+                total, added = qat.total, [qat.distillation, qat.margin]
             self.optimizer.zero_grad(set_to_none=True)
-            terms.total.backward()  # type: ignore[no-untyped-call]
+            total.backward()  # type: ignore[no-untyped-call]
             limit = self.config.fit.clip_norm or float("inf")
             norm = nn.utils.clip_grad_norm_(self._parameters, limit)
         except RuntimeError as error:
@@ -202,11 +216,11 @@ class Trainer:
                 f"out of memory at step {step} of epoch {epoch}: use a smaller --batch-size, --input-size or --hidden"
             ) from error
         # One transfer for all, since each waits for the device.
-        numbers = torch.stack([terms.total, terms.likelihood, terms.consistency, norm.float()]).detach()
+        numbers = torch.stack([total, terms.likelihood, terms.consistency, *added, norm.float()]).detach()
         if not bool(torch.isfinite(numbers).all()):
             raise self._not_finite(numbers, logits, batch, epoch, step)
         self.optimizer.step()
-        return [float(number) for number in numbers.tolist()[:3]]
+        return [float(number) for number in numbers.tolist()[:-1]]
 
     def _not_finite(
         self, numbers: Tensor, logits: tuple[Tensor, ...], batch: TrainingBatch, epoch: int, step: int
@@ -228,6 +242,8 @@ class Trainer:
             what = "the consistency is"
             cause = f"the maps between the lengths diverge: a learning rate of {rate:g} is too high"
             mend = "use a lower --lr or --beta"
+        elif len(finite) > len(_TERMS) + 1 and not finite[3]:
+            what = "the difference from the FP32 network is"
         elif not finite[0]:
             what = "the loss is"
             cause, mend = "alpha and beta are too large", "use a lower --alpha or --beta"

@@ -107,7 +107,9 @@ def trt_command(
     auto, layers = parse_layers(keep_fp32 or [])
     if keep_fp32 and not (precision.name == "fp16" or precision.half_rest):
         raise InputError(f"--keep-fp32 means nothing for {precision.flags}: it is for --fp16, or --int8 --fp16")
-    gate = make_gate(precision.name, noise_threshold, min_bit_parity)
+    # Without limits of its own the command leaves them to the model's manifest, which may tell of training for INT8.
+    given = noise_threshold is not None or min_bit_parity is not None
+    gate = make_gate(precision.name, noise_threshold, min_bit_parity) if given else None
     choice = make_choice(data, root, strip_prefix, images, database_images, seed)
     if verbose:
         _show_messages()

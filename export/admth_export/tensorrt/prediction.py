@@ -171,7 +171,7 @@ def measure_engine(
         target=manifest.target,
         checkpoint_sha256=manifest.checkpoint_sha256,
     )
-    limits = gate or Gate.of_precision(manifest.precision)
+    limits = gate or Gate.of_model(manifest)
     try:
         write_sidecar(engine, sidecar)
         report = measure_parity(reference.trained, reference.images, engine, facts, limits, device="cuda")
@@ -218,7 +218,7 @@ def _measure(reference: Reference, target: Path, typed: TypedModel, gate: Gate |
         target=manifest.target,
         checkpoint_sha256=manifest.checkpoint_sha256,
     )
-    limits = gate or Gate.of_precision(manifest.precision)
+    limits = gate or Gate.of_model(manifest)
     return measure_parity(reference.trained, reference.images, typed.runnable, facts, limits)
 
 
