@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import onnx
 import onnxruntime
+import torch
 
 from admth_export.onnx_export import OnnxOptions, build_model
 from admth_runtime.manifest import Manifest
@@ -25,6 +27,25 @@ def export_seeded(path: Path, backbone: str, size: int, lengths: tuple[int, ...]
         code_lengths=lengths, preprocessing=PreprocessingSpec(size, size), network={}, checkpoint_sha256="0" * 64
     )
     onnx.save(build_model(seeded_network(backbone, size, lengths), manifest, OnnxOptions()), path)
+    return path
+
+
+def export_plain(path: Path, network: MultiLengthHashNetwork) -> Path:
+    """Export a network as it is trained, with PyTorch's exporter and its optimiser and nothing of admth."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # remarks on packages that the exporter looks for
+    size = network.config.size
+    torch.onnx.export(
+        network.eval(),
+        (torch.zeros((2, size, size, 3), dtype=torch.uint8),),
+        path,
+        dynamo=True,
+        opset_version=20,
+        input_names=["images"],
+        output_names=[f"logits_{length}" for length in network.config.code_lengths],
+        dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+        external_data=False,
+        verbose=False,
+    )
     return path
 
 

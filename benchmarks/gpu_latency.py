@@ -26,7 +26,7 @@ import torch
 from _harness import interleave, machine
 from numpy.typing import NDArray
 
-from admth_calibration import calibrate
+from admth_calibration import CalibrationOptions, calibrate
 from admth_export import export_onnx
 from admth_export.tensorrt.building import export_engine
 from admth_export.tensorrt.options import EngineOptions, EnginePrecision
@@ -184,7 +184,7 @@ def built(model: Path, folder: Path, flavour: str, precision: str, facts: CudaFa
     if precision == "int8":
         source = folder / "model.int8.trt.onnx"
         if not source.exists():
-            calibrate(model, f"folder:{folder / 'pictures'}", source)
+            calibrate(model, f"folder:{folder / 'pictures'}", source, options=CalibrationOptions(target="trt"))
     result = export_engine(
         source,
         folder / f"{flavour}.{precision}{'.rtx' if flavour == 'rtx' else '.plan'}",

@@ -1,36 +1,33 @@
-"""``admth-calibrate`` as a function: an FP32 model and images to an INT8 model, with its predicted parity."""
+"""``admth-calibrate`` as a function: an FP32 model and images to INT8 models that keep its signs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from admth_calibration.drawing import Sample, draw
 from admth_calibration.graph import Graph, load_graph
-from admth_calibration.images import CalibrationImages, PixelBatches, open_images
-from admth_calibration.options import LEAST_IMAGES, CalibrationOptions, check_out, default_out
-from admth_calibration.predicting import predict_parity
-from admth_calibration.probing import collect_ranges
-from admth_calibration.quantizing import QuantizedModel, layers_to_quantize, quantize, tensors_to_range
-from admth_runtime.console import progress
-from admth_runtime.errors import DataError, ModelError, require
-from admth_runtime.files import atomic_path, sha256_of_file
-from admth_runtime.manifest import METADATA_KEY, Manifest
+from admth_calibration.images import CalibrationImages, open_images
+from admth_calibration.layers import find_layers, select_layers
+from admth_calibration.learned import LearnedQuantization, read_learned
+from admth_calibration.making import Made, Maker
+from admth_calibration.options import CalibrationOptions, check_out, default_out
+from admth_calibration.pictures import draw_front, draw_sensitivity
+from admth_calibration.retrieval import relevance
+from admth_calibration.sensitivity import sensitivity_rows
+from admth_calibration.writing import int8_manifest, write_model
+from admth_runtime.errors import InputError, ModelError, require
+from admth_runtime.files import atomic_path, sha256_of_file, write_json
+from admth_runtime.manifest import Manifest
 from admth_runtime.model import ModelFile, read_model
-
-if TYPE_CHECKING:
-    import onnx
 
 __all__ = ["CalibrationResult", "calibrate"]
 
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What a calibration made.
+    """What a calibration made for one target.
 
     Attributes:
         model: the INT8 ONNX file.
@@ -38,7 +35,9 @@ class CalibrationResult:
         sha256: its SHA-256.
         manifest: its manifest; ``calibration`` holds the facts and the predicted parity.
         layers: names of the layers in INT8.
-        kept: names of the layers with weights that stay in FP32.
+        kept: names of the layers with weights that stay in float.
+        report: the JSON file with every measurement of the search, or None where there was none.
+        pictures: the pictures beside it.
     """
 
     model: Path
@@ -47,64 +46,62 @@ class CalibrationResult:
     manifest: Manifest
     layers: tuple[str, ...]
     kept: tuple[str, ...]
+    report: Path | None = None
+    pictures: tuple[Path, ...] = ()
 
 
 def calibrate(
     model: str | Path,
-    data: str,
+    data: str | None = None,
     out: str | Path | None = None,
     *,
     options: CalibrationOptions | None = None,
     root: Path | None = None,
     strip_prefix: str | None = None,
-) -> CalibrationResult:
+    check_data: str | None = None,
+) -> tuple[CalibrationResult, ...]:
     """Calibrate an FP32 model to INT8.
 
-    Images are decoded one batch at a time, and ranges are reduced inside the graph, so memory does not grow with them.
+    Images are decoded one batch at a time and values are counted as they come, so memory does not grow with them.
 
     Args:
-        model: the FP32 ONNX model.
-        data: images, such as ``folder:pictures``; labels are not needed.
-        out: the file to write; None is ``model.int8.trt.onnx`` beside ``model.onnx``.
-        options: how; None is min-max ranges of 512 images for TensorRT.
+        model: the FP32 ONNX model. Of a network that was trained with quantisation, its learned scales are taken.
+        data: images, such as ``folder:pictures``; labels are read for ``gates.min_map_ratio`` alone. A model with
+            learned scales needs none.
+        out: the file to write; None is ``model.int8.onnx`` or ``model.int8.trt.onnx`` beside ``model.onnx``.
+        options: how; None is the CPU, ranges of 512 images, every layer in INT8.
         root: for a list, the folder that relative paths start from.
         strip_prefix: for a list, a text that is cut from the start of each path.
+        check_data: images to compare on, best such as the network has not been trained on; None takes others of
+            ``data``.
+
+    Returns:
+        One result for each target.
 
     Raises:
-        ModelError: the model is missing, broken, or not FP32.
-        DataError: the images are missing, broken, or fewer than 128.
+        ModelError: the model is missing, broken, or not FP32; or it misses a gate, and nothing is written.
+        DataError: the images are missing, broken, constant, or fewer than 128.
         InputError: an option is out of range, or a layer to keep does not exist.
-        OutputError: the file cannot be written.
+        OutputError: a file cannot be written.
     """
     options = options or CalibrationOptions()
     path = Path(model)
-    target = Path(out) if out is not None else default_out(path)
     source = _source(path)
-    check_out(path, target)
-    images = open_images(data, root=root, strip_prefix=strip_prefix)
-    chosen, checked = _draw(images, options)
     require("onnxruntime", extra="calibrate", purpose="calibrating")
-    with atomic_path(target) as temporary:
-        graph = load_graph(str(path))
-        layers = layers_to_quantize(Graph(graph), options.keep_fp32)
-        if not layers:
-            raise ModelError(f"{path}: no layer is left to quantise: keep fewer in FP32")
-        batches = PixelBatches(images, chosen, source.manifest.preprocessing)
-        ranges = collect_ranges(graph, tensors_to_range(layers), _shown(batches, "calibrating"))
-        _check_count(batches, images)
-        with progress("quantising", None):
-            quantized = quantize(graph, ranges, layers)
-        manifest = _manifest(source, quantized, batches, options)
-        _write(temporary, quantized.model, manifest)
-        del graph
-        check = PixelBatches(images, checked, source.manifest.preprocessing)
-        predicted = predict_parity(path, temporary, _shown(check, "comparing"))
-        seen = not len(np.setdiff1d(checked, chosen))
-        predicted["images_are_those_of_the_calibration"] = bool(seen)
-        manifest = replace(manifest, calibration={**(manifest.calibration or {}), "predicted": predicted})
-        _write(temporary, quantized.model, manifest)
-        size, digest = temporary.stat().st_size, sha256_of_file(temporary)
-    return CalibrationResult(target, size, digest, manifest, quantized.layers, quantized.kept)
+    graph = Graph(load_graph(str(path)))
+    learned = read_learned(graph)
+    options = _checked(graph, learned, options, data, path)
+    targets = _targets(path, out, options)
+    sample = _sample(source, data, check_data, options, root, strip_prefix)
+    maker = Maker(graph, source, sample, options, learned)
+    made = {target: maker.make(target) for target in targets}
+    with ExitStack() as files:  # all of them, or none
+        temporaries = {target: files.enter_context(atomic_path(place)) for target, place in targets.items()}
+        results = [
+            _write(maker, made[target], targets[target], temporaries[target], source, sample, options)
+            for target in targets
+        ]
+    return tuple(_with_report(maker, made[target], result) for target, result in zip(targets, results, strict=True))
 
 
 def _source(path: Path) -> ModelFile:
@@ -114,61 +111,97 @@ def _source(path: Path) -> ModelFile:
     return source
 
 
-def _draw(images: CalibrationImages, options: CalibrationOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw the images of the calibration, and others to compare on; the same ones where there are no others."""
-    count = len(images)
-    if count < LEAST_IMAGES:
-        raise DataError(
-            f"{images.name} holds {count} images and a calibration takes {LEAST_IMAGES} or more: add images"
+def _checked(
+    graph: Graph, learned: LearnedQuantization | None, options: CalibrationOptions, data: str | None, path: Path
+) -> CalibrationOptions:
+    """Check options against the model, and set those that learned scales settle."""
+    if not select_layers(find_layers(graph), options.keep_fp32):
+        raise ModelError(f"{path}: no layer is left to quantise: keep fewer in FP32")
+    if learned is None:
+        if data is None:
+            raise InputError(f"{path} needs images for its ranges: pass --data folder:DIR, or such")
+        return options
+    if options.target not in (learned.target, "cpu"):
+        raise InputError(
+            f"{path} was trained with the integers of --target {learned.target}: pass that, or train again with "
+            f"admth-train fit --qat-target {options.target}"
         )
-    order = np.random.default_rng(options.seed).permutation(count)
-    taken = min(options.images, max(LEAST_IMAGES, count * 3 // 4))
-    chosen, others = order[:taken], order[taken : taken + options.check_images]
-    return chosen, others if len(others) else chosen[: options.check_images]
+    measured = (options.gates.min_map_ratio, options.gates.max_latency_ratio)
+    if data is None and any(value is not None for value in measured):
+        raise InputError(
+            "--min-map-ratio and --max-latency-ratio are measured on images: pass --data folder:DIR, or such"
+        )
+    if options.keep_fp32:
+        raise InputError("--keep-fp32 means nothing for a model with learned scales: every layer was trained in INT8")
+    return replace(options, target=learned.target, rounding="nearest", correct_bias=False, equalise=False)
 
 
-def _shown(batches: PixelBatches, description: str) -> Iterator[NDArray[np.uint8]]:
-    with progress(description, len(batches.indices), unit="images") as advance:
-        for pixels in batches:
-            yield pixels
-            advance(len(pixels))
+def _targets(path: Path, out: str | Path | None, options: CalibrationOptions) -> dict[str, Path]:
+    if out is not None and len(options.targets) > 1:
+        raise InputError(f"--out {out} names one file and --target both makes two: leave --out out, or make one target")
+    places = {target: Path(out) if out is not None else default_out(path, target) for target in options.targets}
+    for place in places.values():
+        check_out(path, place)
+    return places
 
 
-def _check_count(batches: PixelBatches, images: CalibrationImages) -> None:
-    if batches.done < LEAST_IMAGES - len(batches.broken):
-        raise DataError(f"only {batches.done} images of {images.name} are readable: add images")
+def _sample(
+    source: ModelFile,
+    data: str | None,
+    check_data: str | None,
+    options: CalibrationOptions,
+    root: Path | None,
+    strip_prefix: str | None,
+) -> Sample | None:
+    if data is None:
+        return None
+    images = open_images(data, root=root, strip_prefix=strip_prefix)
+    compared: CalibrationImages | None = None if check_data is None else open_images(check_data)
+    sample = draw(images, options, source.manifest.preprocessing, compared)
+    if options.gates.min_map_ratio is not None:  # before minutes of work
+        relevance(sample)
+    return sample
 
 
-def _manifest(
-    source: ModelFile, quantized: QuantizedModel, batches: PixelBatches, options: CalibrationOptions
-) -> Manifest:
-    calibration: dict[str, Any] = {
-        "method": "min-max",
-        "target": options.target,
-        "data": batches.images.name,
-        "images": batches.done,
-        "broken": len(batches.broken),
-        "seed": options.seed,
-        "data_sha256": batches.digest,
-        "source_sha256": source.sha256,
-        "activations": "int8, symmetric, one scale a tensor",
-        "weights": "int8, symmetric, one scale a channel",
-        "layers": len(quantized.layers),
-        "kept_fp32": list(quantized.kept),
-    }
-    return replace(source.manifest, precision="int8", target="tensorrt", calibration=calibration, parity=None)
+def _write(
+    maker: Maker,
+    made: Made,
+    place: Path,
+    temporary: Path,
+    source: ModelFile,
+    sample: Sample | None,
+    options: CalibrationOptions,
+) -> CalibrationResult:
+    manifest = int8_manifest(source, made, {} if sample is None else sample.facts, options, maker.learned)
+    write_model(temporary, made.candidate.model, manifest)
+    size, digest = temporary.stat().st_size, sha256_of_file(temporary)
+    kept = tuple(layer for layer in maker.graph.layers() if layer not in made.candidate.layers)
+    return CalibrationResult(place, size, digest, manifest, made.candidate.layers, kept)
 
 
-def _write(path: Path, model: onnx.ModelProto, manifest: Manifest) -> None:
-    """Write a model with its manifest, strictly checked."""
-    import onnx
-    import onnx.checker
-    import onnx.shape_inference
-
-    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
-    path.write_bytes(model.SerializeToString())
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"the INT8 graph fails the ONNX checker ({reason[:300]}): please report it") from error
+def _with_report(maker: Maker, made: Made, result: CalibrationResult) -> CalibrationResult:
+    """Write the measurements and the pictures beside the model, where anything was measured."""
+    if len(made.points) < 2 and not made.sensitivities:
+        return result
+    stem = result.model.name.removesuffix(".onnx")
+    report = result.model.with_name(f"{stem}.calibration.json")
+    pictures: list[Path] = []
+    write_json(
+        report,
+        {
+            "model": result.model.name,
+            "sha256": result.sha256,
+            "calibration": dict(result.manifest.calibration or {}),
+            "points": [point.to_dict() for point in made.points],
+            "sensitivity": sensitivity_rows(made.sensitivities),
+        },
+    )
+    title = f"{result.model.name}: INT8 for {'TensorRT' if made.target == 'trt' else 'the CPU'}"
+    if len(made.points) > 1:
+        pictures.append(result.model.with_name(f"{stem}.pareto.png"))
+        draw_front(pictures[-1], made.points, made.point, maker.options.gates, title)
+    if made.sensitivities:
+        pictures.append(result.model.with_name(f"{stem}.sensitivity.png"))
+        flipped = 1 - made.points[0].score.mean
+        draw_sensitivity(pictures[-1], made.sensitivities, flipped, title)
+    return replace(result, report=report, pictures=tuple(pictures))

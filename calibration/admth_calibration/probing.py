@@ -23,7 +23,7 @@ from admth_runtime.manifest import INPUT_NAME
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Probe", "Range", "activation_batches", "collect_ranges", "open_probe"]
+__all__ = ["Probe", "Range", "activation_batches", "collect_ranges", "open_probe", "session_options"]
 
 _ERRORS_ONLY = 3
 _DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]  # as the runtime: it changes float biases
@@ -64,6 +64,22 @@ class Probe:
         return outputs
 
 
+def session_options(threads: int | None = None) -> Any:
+    """Return options of a session that leaves the processor to others while it waits.
+
+    Args:
+        threads: CPU threads; None takes one a usable core.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 @contextmanager
 def open_probe(
     model: onnx.ModelProto | Path,
@@ -93,11 +109,7 @@ def open_probe(
     tail.graph.node.extend(nodes)
     for name, kind in (types or {}).items():
         tail.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(threads)
     with tempfile.TemporaryDirectory(prefix="admth-") as folder:
         path = Path(folder, "probed.onnx")
         with path.open("wb") as file:

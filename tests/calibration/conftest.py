@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from admth_calibration.fitting_layers import LayerFitter
+from admth_calibration.graph import Graph, load_graph
+from admth_calibration.layers import find_layers
+from admth_calibration.observing import Observation, observe
+from admth_calibration.pixels import with_exact_pixels
+from admth_calibration.places import find_places
+from admth_calibration.probing import open_probe
+from admth_calibration.recipe import Candidate, Recipe
 from admth_export.onnx_export import build_model
 from admth_export.options import OnnxOptions
 from admth_runtime.manifest import Manifest
@@ -72,3 +82,69 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def make_smooth():
     return smooth_pixels
+
+
+@pytest.fixture(scope="session")
+def export_network():
+    return export
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A small network and what was observed of it."""
+
+    model: onnx.ModelProto
+    graph: Graph
+    observations: dict[str, Observation]
+    pixels: np.ndarray
+
+    def of(self, model: onnx.ModelProto) -> Case:
+        """The case of a changed model, with what was observed of this one."""
+        return Case(model, Graph(model), self.observations, self.pixels)
+
+    def recipe(self, target: str, rounding: str = "zero-sum", method: str = "mse", **changes) -> Recipe:
+        fitter = LayerFitter(rounding, half=target == "trt", largest=changes.pop("largest", 127))
+        return Recipe(self.graph, target, self.observations, method, fitter, **changes)
+
+
+@pytest.fixture(scope="session")
+def case(lite, cnnf):
+    """Give a backbone's network with everything observed on 48 smooth pictures; each is made once."""
+    files = {"lite": (lite, 64), "cnnf": (cnnf, 67)}
+
+    @cache
+    def get(backbone: str) -> Case:
+        path, size = files[backbone]
+        model = load_graph(str(path))
+        graph = Graph(with_exact_pixels(model))
+        layers = find_layers(graph)
+        tensors = {name for layer in layers.values() for name in (layer.source, layer.result)}
+        tensors |= set(find_places(graph, layers, "cpu").ranged)
+        pixels = smooth_pixels(48, size, 1)
+        names = sorted(tensors - {output.name for output in graph.model.graph.output})
+        observations = dict(observe(graph.model, names, lambda: iter(np.split(pixels, 3)), histograms=True))
+        return Case(model, graph, observations, pixels)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def candidate(case):
+    """Give the model of a backbone for a target with every layer in INT8; each is made once."""
+
+    @cache
+    def get(backbone: str, target: str) -> Candidate:
+        return case(backbone).recipe(target).fit(case(backbone).pixels[:16])
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def run_model():
+    """Return the named tensors of a model on pixels, as a list."""
+
+    def run(model: onnx.ModelProto, names: list[str], pixels: np.ndarray, **types: int) -> list[np.ndarray]:
+        with open_probe(model, names, types=types) as probe:
+            return probe.run(pixels)
+
+    return run

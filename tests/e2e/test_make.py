@@ -31,7 +31,7 @@ def make(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPr
 
 def test_help_lists_the_targets(tmp_path: Path) -> None:
     printed = make("help", cwd=tmp_path).stdout
-    for target in ("demo", "test", "test-gpu", "bench", "lint", "clean"):
+    for target in ("demo", "test", "test-gpu", "bench", "bench-int8", "lint", "clean"):
         assert f"make {target} " in printed
 
 

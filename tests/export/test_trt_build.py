@@ -91,7 +91,7 @@ def exported_run(folder, network, make_run, pictures):
     for path in sorted(pictures.rglob("*.png")):
         for copy in range(3):
             shutil.copy(path, many / f"{path.parent.name}-{path.stem}-{copy}.png")
-    calibrate(run / "model.onnx", f"folder:{many}", options=CalibrationOptions(check_images=16))
+    calibrate(run / "model.onnx", f"folder:{many}", options=CalibrationOptions("trt", check_images=16))
     return run
 
 
@@ -264,7 +264,7 @@ class TestEngines:
         many = tmp_path / "many"
         shutil.copytree(pictures, many)
         shutil.copytree(pictures, many / "again")
-        calibrate(run / "model.onnx", f"folder:{many}", options=CalibrationOptions(images=128, check_images=2))
+        calibrate(run / "model.onnx", f"folder:{many}", options=CalibrationOptions("trt", images=128, check_images=2))
         sizes = {}
         for precision in (FP32, FP16, INT8, MIXED):
             result = build(run, precision, verify=False)

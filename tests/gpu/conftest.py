@@ -122,7 +122,7 @@ def build(flavour, run_of) -> Callable[[str, str], Case]:
     def make(backbone: str, precision: str) -> Case:
         key = (backbone, precision)
         if key not in made:
-            from admth_calibration import calibrate
+            from admth_calibration import CalibrationOptions, calibrate
             from admth_export.tensorrt.building import export_engine
             from admth_export.tensorrt.options import EngineOptions, EnginePrecision
             from admth_runtime.sidecar import BatchProfile
@@ -132,7 +132,7 @@ def build(flavour, run_of) -> Callable[[str, str], Case]:
             if precision == "int8":
                 source = run / "model.int8.trt.onnx"
                 if not source.exists():
-                    calibrate(run / "model.onnx", DATA, source)
+                    calibrate(run / "model.onnx", DATA, source, options=CalibrationOptions(target="trt"))
             gpus = (ask_driver().gpus[0][1],) if flavour == "rtx" else ()
             result = export_engine(
                 source,
