@@ -8,6 +8,7 @@ from pathlib import Path
 
 from admth_export.gate import Gate
 from admth_export.gate_images import load_gate_images
+from admth_export.golden import with_golden_of_network
 from admth_export.locking import export_lock
 from admth_export.measuring import measure_parity
 from admth_export.model_file import check_file, write_graph, write_manifest
@@ -87,7 +88,7 @@ def export_onnx(
         temporary = stack.enter_context(atomic_path(target))
         # Opened before the graph is built, so that missing data is known in a second.
         chosen = load_gate_images(trained, images or ImageChoice()) if verify else None
-        manifest = manifest_of(trained)
+        manifest = with_golden_of_network(manifest_of(trained), trained.network)
         with stage("building the graph"):
             graph_size = write_graph(temporary, build_graph(trained.network, manifest.preprocessing.shape, options))
         with stage("checking the graph"):
