@@ -14,12 +14,12 @@ CALM := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 export PYTHONUNBUFFERED := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-gpu bench lint format clean
+.PHONY: help install demo test test-gpu bench bench-scale lint format clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED)  ## make the environment and install everything into it
 
@@ -34,6 +34,9 @@ test-gpu: $(INSTALLED)  ## test engines on an NVIDIA GPU and write docs/gpu-resu
 
 bench: $(INSTALLED)  ## measure the figures of docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py
+
+bench-scale: $(INSTALLED)  ## measure encoding and search at scale, into docs/scale.md
+	$(BIN)/python benchmarks/scale.py
 
 lint: $(INSTALLED)  ## ruff check, ruff format --check and mypy --strict
 	$(BIN)/ruff check
