@@ -15,12 +15,12 @@ CALM := OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 export PYTHONUNBUFFERED := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-gpu bench bench-int8 lint format clean
+.PHONY: help install demo test test-gpu bench bench-int8 bench-scale lint format clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED)  ## make the environment and install everything into it
 
@@ -38,6 +38,9 @@ bench: $(INSTALLED)  ## measure the figures of docs/benchmarks.md
 
 bench-int8: $(INSTALLED)  ## compare INT8 models with other tools' and write docs/int8.md; hours, see ARGS=--help
 	@$(CALM) PYTHONPATH=benchmarks $(BIN)/python -W ignore -m int8 $(ARGS)
+
+bench-scale: $(INSTALLED)  ## measure encoding and search at scale, into docs/scale.md
+	$(BIN)/python benchmarks/scale.py
 
 lint: $(INSTALLED)  ## ruff check, ruff format --check and mypy --strict
 	$(BIN)/ruff check

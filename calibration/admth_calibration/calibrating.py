@@ -16,7 +16,7 @@ from admth_calibration.options import CalibrationOptions, check_out, default_out
 from admth_calibration.pictures import draw_front, draw_sensitivity
 from admth_calibration.retrieval import relevance
 from admth_calibration.sensitivity import sensitivity_rows
-from admth_calibration.writing import int8_manifest, write_model
+from admth_calibration.writing import int8_manifest, with_golden, write_model
 from admth_runtime.errors import InputError, ModelError, require
 from admth_runtime.files import atomic_path, sha256_of_file, write_json
 from admth_runtime.manifest import Manifest
@@ -173,6 +173,8 @@ def _write(
     options: CalibrationOptions,
 ) -> CalibrationResult:
     manifest = int8_manifest(source, made, {} if sample is None else sample.facts, options, maker.learned)
+    write_model(temporary, made.candidate.model, manifest)
+    manifest = with_golden(temporary, manifest)
     write_model(temporary, made.candidate.model, manifest)
     size, digest = temporary.stat().st_size, sha256_of_file(temporary)
     kept = tuple(layer for layer in maker.graph.layers() if layer not in made.candidate.layers)

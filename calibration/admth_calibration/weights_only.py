@@ -31,7 +31,7 @@ from admth_calibration.probing import activation_batches
 from admth_calibration.stored_weights import load_without_weights
 from admth_calibration.weights_graph import LayerPlan, WeightSource, rewrite
 from admth_calibration.weights_options import WeightsOnlyOptions, default_weights_out
-from admth_calibration.writing import write_model
+from admth_calibration.writing import with_golden, write_model
 from admth_runtime.console import progress
 from admth_runtime.errors import InputError, ModelError, require
 from admth_runtime.files import atomic_path, sha256_of_file
@@ -126,7 +126,8 @@ def weights_only(
             _check_it_runs(temporary, manifest)
         else:
             manifest = _compared(path, temporary, manifest, sample)
-            write_model(temporary, compressed, manifest)
+        manifest = with_golden(temporary, manifest)
+        write_model(temporary, compressed, manifest)
         size, digest = temporary.stat().st_size, sha256_of_file(temporary)
     layers = {layer: plan.kind for layer, plan in plans.items()}
     return WeightsOnlyResult(target, size, source.size, digest, manifest, layers, others)

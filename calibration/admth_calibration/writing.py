@@ -13,11 +13,13 @@ from admth_calibration.options import CalibrationOptions
 from admth_runtime.errors import ModelError
 from admth_runtime.manifest import METADATA_KEY, Manifest
 from admth_runtime.model import ModelFile
+from admth_runtime.runtime import HashRuntime
+from admth_runtime.self_test import golden_vectors_of
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["int8_manifest", "write_model"]
+__all__ = ["int8_manifest", "with_golden", "write_model"]
 
 _ACTIVATIONS = {
     "cpu": "uint8, asymmetric, one scale a tensor",
@@ -80,6 +82,12 @@ def _predicted(made: Made) -> dict[str, Any]:
     if made.map_ratio is not None:
         found["map_ratio"] = {str(length): ratio for length, ratio in made.map_ratio.items()}
     return found
+
+
+def with_golden(path: Path, manifest: Manifest) -> Manifest:
+    """Return a manifest with the codes that a written model gives for the golden pictures of the self-test."""
+    with HashRuntime(path, device="cpu") as runtime:
+        return replace(manifest, golden=golden_vectors_of(runtime))
 
 
 def write_model(path: Path, model: onnx.ModelProto, manifest: Manifest) -> None:

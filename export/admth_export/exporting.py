@@ -8,6 +8,7 @@ from pathlib import Path
 
 from admth_export.gate import Gate
 from admth_export.gate_images import load_gate_images
+from admth_export.golden import with_golden_of_network
 from admth_export.locking import export_lock
 from admth_export.measuring import measure_parity
 from admth_export.model_file import check_file, write_graph, write_manifest
@@ -91,8 +92,8 @@ def export_onnx(
         temporary = stack.enter_context(atomic_path(target))
         # Opened before the graph is built, so that missing data is known in a second.
         chosen = load_gate_images(trained, images or ImageChoice()) if verify else None
-        manifest, others = manifest_of(trained), quantization_metadata(trained)
-        network = reference_for(trained, manifest.precision).network
+        network = reference_for(trained, "fp32").network
+        manifest, others = with_golden_of_network(manifest_of(trained), network), quantization_metadata(trained)
         with stage("building the graph"):
             graph_size = write_graph(temporary, build_graph(network, manifest.preprocessing.shape, options))
         with stage("checking the graph"):

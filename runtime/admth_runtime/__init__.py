@@ -33,6 +33,9 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
         OutputError,
+        PipelineError,
+        QueueFullError,
+        SelfTestError,
     )
     from admth_runtime.index import HashIndex, SearchHits
     from admth_runtime.manifest import Manifest
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
         to_hex,
         unpack_bits,
     )
+    from admth_runtime.pipeline.options import PipelineOptions
+    from admth_runtime.pipeline.pipeline import HashPipeline
     from admth_runtime.preprocessing import PreprocessingSpec, load_image, preprocess
     from admth_runtime.results import HashCodes
     from admth_runtime.runtime import HashRuntime
@@ -61,6 +66,7 @@ __all__ = [
     "Engine",
     "HashCodes",
     "HashIndex",
+    "HashPipeline",
     "HashRuntime",
     "ImageError",
     "InputError",
@@ -71,8 +77,12 @@ __all__ = [
     "ModelFile",
     "OnnxFile",
     "OutputError",
+    "PipelineError",
+    "PipelineOptions",
     "PreprocessingSpec",
+    "QueueFullError",
     "SearchHits",
+    "SelfTestError",
     "Sidecar",
     "__version__",
     "from_hex",
@@ -107,6 +117,9 @@ __getattr__, __dir__ = lazy_names(
             "MissingExtraError",
             "ModelError",
             "OutputError",
+            "PipelineError",
+            "QueueFullError",
+            "SelfTestError",
         ),
         "index": ("HashIndex", "SearchHits"),
         "manifest": ("Manifest",),
@@ -121,6 +134,8 @@ __getattr__, __dir__ = lazy_names(
             "to_hex",
             "unpack_bits",
         ),
+        "pipeline.options": ("PipelineOptions",),
+        "pipeline.pipeline": ("HashPipeline",),
         "preprocessing": ("PreprocessingSpec", "load_image", "preprocess"),
         "results": ("HashCodes",),
         "runtime": ("HashRuntime",),

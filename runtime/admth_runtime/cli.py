@@ -6,19 +6,21 @@ Everything heavy is imported inside the commands, so that ``--help`` is instant 
 from __future__ import annotations
 
 import re
-import time
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from admth_runtime.console import new_app, note, print_json, progress, run_app, say, warn
+from admth_runtime.bench_command import bench
+from admth_runtime.browse_command import browse
+from admth_runtime.command_options import DEFAULT_MODEL, AsJson, Device, Model, Provider, SelfTest, Threads
+from admth_runtime.console import new_app, note, print_json, run_app, say, warn
+from admth_runtime.encode_command import EncodeCommand, encode
 from admth_runtime.errors import InputError
+from admth_runtime.index_command import index_app
+from admth_runtime.stream_command import stream
 
 if TYPE_CHECKING:
-    from admth_runtime.encoding import UnreadableImage
     from admth_runtime.index import HashIndex
     from admth_runtime.packing import UInt8Array
 
@@ -26,92 +28,15 @@ __all__ = ["app", "main"]
 
 app = new_app("Run admth models: images in, hash codes of every length out.")
 
-Model = Annotated[
-    Path, typer.Option("--model", "-m", help="The ONNX model, or a TensorRT engine, as admth-export writes them.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; only auto falls back to the CPU.")]
-Provider = Annotated[
-    str | None,
-    typer.Option(help="ONNX Runtime's provider: cpu, cuda, tensorrt or rtx.  [default: the device's own]"),
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of one inference call.  [default: physical cores]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
-_DEFAULT_MODEL = Path("model.onnx")
-_MOST_LISTED = 20
-
-
-@app.command()
-def encode(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Image files, and folders of them.")],
-    model: Model = _DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .parquet or .npz.")] = Path("codes.npz"),
-    logits: Annotated[bool, typer.Option("--logits", help="Keep the logits of every length too.")] = False,
-    batch: Annotated[int, typer.Option(help="Images in one inference call.")] = 32,
-    threads: Threads = None,
-    device: Device = "auto",
-    provider: Provider = None,
-    max_error_rate: Annotated[
-        float, typer.Option(help="Share of unreadable images, 0 to 1, above which nothing is written.")
-    ] = 0.01,
-    recursive: Annotated[
-        bool, typer.Option("--recursive/--no-recursive", help="Search folders within folders.")
-    ] = True,
-    as_json: AsJson = False,
-) -> None:
-    """Encode images to codes of every length."""
-    from admth_runtime.codes_file import check_codes_path, write_codes
-    from admth_runtime.encoding import TooManyUnreadableError, encode_files, list_images
-    from admth_runtime.files import check_target, write_json
-    from admth_runtime.runtime import HashRuntime
-
-    check_codes_path(out)
-    check_target(out)
-    errors_file = out.with_name(f"{out.name}.errors.json")
-    start = time.perf_counter()
-    uris = list_images(paths, recursive=recursive)
-    with HashRuntime(model, device=device, provider=provider, threads=threads, batch_size=batch) as runtime:
-        try:
-            with progress("encoding", len(uris), unit="images") as advance:
-                encoded, unreadable = encode_files(
-                    runtime, uris, keep_logits=logits, max_error_rate=max_error_rate, advance=advance
-                )
-        except TooManyUnreadableError as error:
-            _list_unreadable(error.unreadable, most=len(error.unreadable))
-            raise
-    write_codes(out, encoded)
-    if unreadable:
-        _list_unreadable(unreadable, most=_MOST_LISTED)
-        write_json(errors_file, [asdict(image) for image in unreadable])
-    else:
-        errors_file.unlink(missing_ok=True)  # of an earlier run into the same file
-    seconds = time.perf_counter() - start
-    if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "images": len(encoded),
-                "unreadable": len(unreadable),
-                "errors_file": str(errors_file) if unreadable else None,
-                "code_lengths": list(encoded.code_lengths),
-                "logits": logits,
-                "model_sha256": encoded.model_sha256,
-                "seconds": round(seconds, 3),
-            }
-        )
-        return
-    rate = len(encoded) / seconds
-    say(f"wrote {out}: {_count(len(encoded))}, codes of {_bits(encoded.code_lengths)}, {rate:,.0f} images/s")
-    if unreadable:
-        say(f"wrote {errors_file}: {_count(len(unreadable))} left out")
-    say(f"next:  admth-run search QUERY.jpg --index {out} --model {model}")
+app.command(cls=EncodeCommand)(encode)
 
 
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="An image file, or a code in hexadecimal.")],
-    index: Annotated[Path, typer.Option("--index", "-i", help="Encoded images: .parquet or .npz.")],
-    model: Model = _DEFAULT_MODEL,
+    index: Annotated[Path, typer.Option("--index", "-i", help="An index, or encoded images: .parquet, .npz, folder.")],
+    model: Model = DEFAULT_MODEL,
     length: Annotated[
         int | None, typer.Option(help="Code length in bits.  [default: the longest, or the code's]")
     ] = None,
@@ -119,6 +44,7 @@ def search(
     threads: Threads = None,
     device: Device = "auto",
     provider: Provider = None,
+    self_test: SelfTest = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest encoded images of a query image or code."""
@@ -129,7 +55,7 @@ def search(
     loaded = HashIndex.load(index)
     if len(loaded) == 0:
         raise InputError(f"{index} holds no images: encode some first")
-    codes, length = _query_codes(query, loaded, model, length, threads, device, provider)
+    codes, length = _query_codes(query, loaded, model, length, threads, device, provider, self_test)
     if k > len(loaded):
         note(f"note: {index} holds {_count(len(loaded))}, fewer than -k {k}: all are shown")
         k = len(loaded)
@@ -151,13 +77,29 @@ def search(
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(metavar="MODEL", help="A model, or a file of encoded images.")],
+    file: Annotated[Path, typer.Argument(metavar="MODEL", help="A model, encoded images, a corpus, or an index.")],
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Run the model on its golden pictures and compare their codes.")
+    ] = False,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a model, or a file of encoded images, is."""
-    from admth_runtime.info import describe_codes, describe_model
+    """Say what a model, a file of encoded images, a corpus, or an index is."""
+    from admth_runtime.index import describe_index, is_index
+    from admth_runtime.info import describe_codes, describe_corpus, describe_model
 
-    facts = describe_codes(file) if file.suffix.lower() in (".parquet", ".npz") else describe_model(file)
+    encoded = file.suffix.lower() in (".parquet", ".npz")
+    if self_test and (encoded or file.is_dir()):
+        raise InputError(f"--self-test is for models and {file} is none: leave it out, or name the model")
+    folder = describe_index if is_index(file) else describe_corpus
+    describe = folder if file.is_dir() else describe_codes if encoded else describe_model
+    facts = describe(file)
+    if self_test:
+        from admth_runtime.runtime import HashRuntime
+
+        with HashRuntime(file, device=device) as runtime:
+            report = runtime.self_test()
+        facts["self_test"] = report.to_dict() if as_json else str(report)
     if as_json:
         print_json(facts)
     else:
@@ -208,58 +150,10 @@ def doctor(as_json: AsJson = False) -> int:
     return status
 
 
-@app.command()
-def bench(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model or TensorRT engine.")],
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="PATH", help="Images to measure with; without any, JPEGs are made."),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Images in one inference call.")] = 1,
-    threads: Threads = None,
-    device: Device = "auto",
-    provider: Provider = None,
-    queries: Annotated[int, typer.Option(help="Batches that are measured.")] = 256,
-    warmup: Annotated[int, typer.Option(help="Batches before them that are not.")] = 16,
-    as_json: AsJson = False,
-) -> None:
-    """Measure the latency of decoding, preprocessing and inference."""
-    from admth_runtime.bench import GENERATED_SIZE, generated_pictures, measure_latency
-    from admth_runtime.cpu import cpu_name
-    from admth_runtime.encoding import list_images
-    from admth_runtime.runtime import HashRuntime
-
-    with ExitStack() as stack:
-        runtime = stack.enter_context(
-            HashRuntime(model, device=device, provider=provider, threads=threads, batch_size=batch)
-        )
-        pictures: list[Any] = list_images(paths) if paths else stack.enter_context(generated_pictures())
-        with progress("measuring", queries + warmup, unit="batches") as advance:
-            times = measure_latency(runtime, pictures, batch=batch, queries=queries, warmup=warmup, advance=advance)
-        facts = {
-            "model": str(model),
-            "model_sha256": runtime.model_sha256,
-            "engine": f"{runtime.engine.name} {runtime.engine.version}",
-            "device": runtime.device,
-            "threads": runtime.threads,
-            "cpu": cpu_name(),
-            "pictures": f"{len(pictures)} files"
-            if paths
-            else f"generated JPEGs of {'x'.join(map(str, GENERATED_SIZE))}",
-            "batch": batch,
-            "queries": queries,
-            "warmup": warmup,
-        }
-    per_second = 1000 * batch / times["end to end"].mean
-    if as_json:
-        stages = {stage.replace(" ", "_"): asdict(stage_times) for stage, stage_times in times.items()}
-        print_json({**facts, "milliseconds": stages, "images_per_second": per_second})
-        return
-    _say_facts(facts)
-    say(f"{'ms a batch':<12} {'p50':>9} {'p90':>9} {'p99':>9} {'max':>9}")
-    for stage, t in times.items():
-        say(f"{stage:<12} {t.p50:>9.3f} {t.p90:>9.3f} {t.p99:>9.3f} {t.max:>9.3f}")
-    say(f"{per_second:,.0f} images/s, one batch after the other")
+app.command()(bench)
+app.command()(stream)
+app.command()(browse)
+app.add_typer(index_app, name="index")
 
 
 def main() -> None:
@@ -275,6 +169,7 @@ def _query_codes(
     threads: int | None,
     device: str,
     provider: str | None,
+    self_test: bool,
 ) -> tuple[UInt8Array, int]:
     """Return the query's code, uint8 [1, L / 8], and its length: of an image file, or as hexadecimal text."""
     if not Path(query).exists() and re.fullmatch("(?:[0-9a-fA-F]{2})+", query):
@@ -291,16 +186,9 @@ def _query_codes(
         raise InputError(f"{query}: no such image file, and not a code in hexadecimal such as 00ff12ab")
     length = index.code_lengths[-1] if length is None else length
     index.check_length(length)
-    with HashRuntime(model, device=device, provider=provider, threads=threads) as runtime:
+    with HashRuntime(model, device=device, provider=provider, threads=threads, self_test=self_test) as runtime:
         index.check_model(runtime.model_sha256)
         return runtime.encode(query)[length], length
-
-
-def _list_unreadable(unreadable: list[UnreadableImage] | tuple[UnreadableImage, ...], most: int) -> None:
-    for image in unreadable[:most]:
-        note(f"unreadable: {image.path}: {image.reason}")
-    if len(unreadable) > most:
-        note(f"unreadable: and {len(unreadable) - most:,} more")
 
 
 def _say_facts(facts: dict[str, Any]) -> None:
@@ -322,8 +210,3 @@ def _plain(value: Any) -> str:
 
 def _count(images: int) -> str:
     return f"{images:,} image{'' if images == 1 else 's'}"
-
-
-def _bits(lengths: tuple[int, ...]) -> str:
-    *first, last = [str(length) for length in lengths]
-    return f"{', '.join(first)} and {last} bits" if first else f"{last} bits"

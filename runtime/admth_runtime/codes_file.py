@@ -23,6 +23,7 @@ from admth_runtime.packing import check_code_lengths
 from admth_runtime.results import HashCodes
 
 __all__ = [
+    "BIT_ORDER",
     "CODES_FORMAT_VERSION",
     "CODES_METADATA_KEY",
     "CODES_SUFFIXES",
@@ -37,7 +38,8 @@ CODES_FORMAT_VERSION = 1
 
 CODES_METADATA_KEY = "admth.codes"
 CODES_SUFFIXES = (".parquet", ".npz")
-_BIT_ORDER = "msb"
+BIT_ORDER = "msb"
+"""Most significant bit first within a byte, as in ``numpy.packbits``."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,19 @@ def write_codes(path: str | Path, encoded: EncodedImages) -> None:
 
 
 def read_codes(path: str | Path) -> EncodedImages:
-    """Read and check a file of encoded images.
+    """Read and check a file of encoded images, a part of a corpus, or the folder of a whole corpus.
+
+    Of a corpus, the images that could not be read are left out.
 
     Raises:
         InputError: the file is missing, truncated, of another format, another bit order or a newer version.
         MissingExtraError: it is Parquet and pyarrow is not installed.
     """
     source = Path(path)
+    if source.is_dir() and source.suffix.lower() not in CODES_SUFFIXES:
+        from admth_runtime.corpus.corpus import read_corpus
+
+        return read_corpus(source).encoded()
     suffix = check_codes_path(source)
     if not source.is_file():
         state = "is a folder" if source.is_dir() else "no such file"
@@ -133,7 +141,7 @@ def check_codes_path(path: str | Path) -> str:
 def _metadata_of(encoded: EncodedImages) -> str:
     facts = {
         "format_version": CODES_FORMAT_VERSION,
-        "bit_order": _BIT_ORDER,
+        "bit_order": BIT_ORDER,
         "code_lengths": list(encoded.code_lengths),
         "logits": bool(encoded.codes.logits),
         "model_sha256": encoded.model_sha256,
@@ -155,8 +163,8 @@ def _checked_metadata(text: str) -> dict[str, Any]:
             f"its format version {facts['format_version']} is newer than {CODES_FORMAT_VERSION}, which this admth "
             "reads: run  pip install -U admth"
         )
-    if facts.get("bit_order") != _BIT_ORDER:
-        raise InputError(f"its bit order {facts.get('bit_order')!r} is not {_BIT_ORDER!r}: encode the images again")
+    if facts.get("bit_order") != BIT_ORDER:
+        raise InputError(f"its bit order {facts.get('bit_order')!r} is not {BIT_ORDER!r}: encode the images again")
     for name in ("model_sha256", "preprocessing_sha256"):
         if not isinstance(facts.get(name), (str, type(None))):
             raise InputError(f"its metadata's {name} {facts[name]!r} is no text: encode the images again")
@@ -247,13 +255,22 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any], str]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = (file.schema_arrow.metadata or {}).get(CODES_METADATA_KEY.encode())
-            table = file.read().combine_chunks()
+            table = _readable(file.read()).combine_chunks()
         columns = {name: _to_numpy(name, table.column(name)) for name in table.column_names}
     except Exception as error:  # Arrow's own errors, and what damaged lengths and text lead to
         raise InputError(f"{path} is damaged or not Parquet ({_first_line(error)}): encode the images again") from error
     if metadata is None:
         raise InputError(f"{path} is Parquet without admth's metadata: pass a file written by  admth-run encode")
     return columns, metadata.decode(errors="replace")
+
+
+def _readable(table: Any) -> Any:
+    """Leave out the rows of a corpus's part that have no codes."""
+    if "status" not in table.column_names:
+        return table
+    import pyarrow.compute as pc
+
+    return table.filter(pc.equal(table["status"], "ok"))
 
 
 def _to_numpy(name: str, column: Any) -> NDArray[Any] | list[str]:

@@ -23,6 +23,9 @@ __all__ = [
     "ModelError",
     "OutputError",
     "ParityError",
+    "PipelineError",
+    "QueueFullError",
+    "SelfTestError",
     "TrainingError",
     "require",
 ]
@@ -64,6 +67,18 @@ class MissingExtraError(AdmthError, ImportError):
 
 class OutputError(AdmthError):
     """A result cannot be written; nothing half-written is left behind."""
+
+
+class PipelineError(AdmthError):
+    """A pipeline cannot go on: its source vanished, its sink failed, or a stage is stuck."""
+
+
+class QueueFullError(PipelineError):
+    """A frame was rejected, because as many as allowed wait already."""
+
+
+class SelfTestError(AdmthError):
+    """A model gives other codes here than its golden vectors say."""
 
 
 class DataError(AdmthError):

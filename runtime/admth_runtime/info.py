@@ -11,7 +11,7 @@ from admth_runtime.engine_kind import is_engine
 from admth_runtime.model import ModelFile, read_model
 from admth_runtime.sidecar import Sidecar
 
-__all__ = ["describe_codes", "describe_model"]
+__all__ = ["describe_codes", "describe_corpus", "describe_model"]
 
 
 def describe_model(path: str | Path) -> dict[str, Any]:
@@ -72,6 +72,7 @@ def _common(path: str | Path, model: ModelFile | EngineFile) -> dict[str, Any]:
         "network": dict(manifest.network),
         "parity": None if manifest.parity is None else dict(manifest.parity),
         "calibration": None if manifest.calibration is None else dict(manifest.calibration),
+        "golden_vectors": None if manifest.golden is None else manifest.golden.get("recipe"),
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "created_by": manifest.created_by,
     }
@@ -93,4 +94,34 @@ def describe_codes(path: str | Path) -> dict[str, Any]:
         "model_sha256": encoded.model_sha256,
         "preprocessing_sha256": encoded.preprocessing_sha256,
         "created_by": encoded.created_by,
+    }
+
+
+def describe_corpus(folder: str | Path) -> dict[str, Any]:
+    """Describe a corpus, finished or not.
+
+    Raises:
+        InputError: it is no corpus, or a part is damaged.
+    """
+    from admth_runtime.corpus import read_corpus
+
+    corpus = read_corpus(folder, allow_incomplete=True)
+    plan = corpus.plan
+    return {
+        "corpus": str(folder),
+        "images": plan.images,
+        "encoded": len(corpus),
+        "errors": sum(facts.errors for facts in corpus.parts_facts),
+        "parts": f"{len(corpus.parts_facts):,} of {plan.shards:,}",
+        "complete": corpus.complete,
+        "sources": [source.path for source in plan.sources],
+        "code_lengths": list(plan.code_lengths),
+        "logits": plan.logits,
+        "batch": plan.batch,
+        "shard_size": plan.shard_size,
+        "model_sha256": plan.model_sha256,
+        "preprocessing": plan.preprocessing.to_dict(),
+        "preprocessing_sha256": plan.preprocessing.digest(),
+        "listing_sha256": plan.listing_sha256,
+        "created_by": plan.created_by,
     }

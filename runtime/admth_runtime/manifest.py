@@ -44,6 +44,9 @@ class Manifest:
         checkpoint_sha256: SHA-256 of the ``model.safetensors`` it came from, 64 hexadecimal digits.
         calibration: method and data digest of an INT8 model, else None.
         parity: summary of the sign-parity gate, or None when it was skipped with ``--no-verify``.
+        golden: codes of synthetic pictures for the self-test, as :mod:`admth_runtime.self_test` makes them, or None.
+            They hold for the precision that they name: a manifest of another one is made without them, so that a
+            converted model cannot carry its source's.
         created_by: the software that wrote it.
     """
 
@@ -55,6 +58,7 @@ class Manifest:
     target: str = "any"
     calibration: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] | None = None
+    golden: Mapping[str, Any] | None = None
     created_by: str = field(default=f"admth {__version__}")
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Manifest:
             raise InputError(f"target {self.target!r} is unknown: use one of {', '.join(TARGETS)}")
         if not re.fullmatch("[0-9a-f]{64}", self.checkpoint_sha256):
             raise InputError(f"checkpoint_sha256 {self.checkpoint_sha256!r} is not 64 lower-case hexadecimal digits")
+        if self.golden is not None and self.golden.get("precision") != self.precision:
+            object.__setattr__(self, "golden", None)
 
     def to_json(self) -> str:
         """Return the JSON text, with sorted keys so that equal manifests are equal text."""
@@ -79,6 +85,7 @@ class Manifest:
             "checkpoint_sha256": self.checkpoint_sha256,
             "calibration": None if self.calibration is None else dict(self.calibration),
             "parity": None if self.parity is None else dict(self.parity),
+            "golden": None if self.golden is None else dict(self.golden),
             "created_by": self.created_by,
         }
         return json.dumps(fields, sort_keys=True, allow_nan=False)
@@ -113,6 +120,7 @@ class Manifest:
                 checkpoint_sha256=_field(fields, "checkpoint_sha256", str),
                 calibration=_optional_field(fields, "calibration"),
                 parity=_optional_field(fields, "parity"),
+                golden=_optional_field(fields, "golden"),
                 created_by=_field(fields, "created_by", str),
             )
         except InputError as error:

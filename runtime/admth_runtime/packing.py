@@ -22,6 +22,7 @@ __all__ = [
     "hamming_matrix",
     "pack_bits",
     "pack_logits",
+    "popcount",
     "to_hex",
     "unpack_bits",
 ]
@@ -145,7 +146,7 @@ def hamming_distance(a: UInt8Array, b: UInt8Array) -> NDArray[np.uint16]:
         raise InputError(f"codes of dtype {a.dtype} and {b.dtype} are not packed: pass uint8 from pack_logits")
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-1]:
         raise InputError(f"codes of shapes {a.shape} and {b.shape} differ in length: compare equal code lengths")
-    distances: NDArray[np.uint16] = _popcount(a ^ b).sum(axis=-1, dtype=np.uint16)
+    distances: NDArray[np.uint16] = popcount(a ^ b).sum(axis=-1, dtype=np.uint16)
     return distances
 
 
@@ -162,11 +163,12 @@ def hamming_matrix(queries: UInt8Array, database: UInt8Array) -> NDArray[np.uint
     a_words, b_words = a.view(f"u{word}"), b.view(f"u{word}")
     distances = np.zeros((len(a), len(b)), dtype=np.uint16)
     for column in range(a_words.shape[1]):
-        distances += _popcount(a_words[:, column, None] ^ b_words[None, :, column])
+        distances += popcount(a_words[:, column, None] ^ b_words[None, :, column])
     return distances
 
 
-def _popcount(values: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+def popcount(values: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+    """Count the set bits of unsigned integers of any shape: uint8 of the same shape."""
     counts: NDArray[np.uint8]
     if hasattr(np, "bitwise_count"):
         counts = np.bitwise_count(values)

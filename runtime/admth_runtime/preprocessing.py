@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from admth_runtime.decoding import decode
 from admth_runtime.errors import ImageError, InputError, ManifestError
 from admth_runtime.files import sha256_of_bytes
 
@@ -35,6 +36,7 @@ _INTERPOLATIONS = {
     "box": Image.Resampling.BOX,
 }
 _FITS = ("crop", "stretch")
+_TURNED = range(2, 9)  # EXIF orientations other than upright
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,11 @@ def load_image(path: str | Path, background: tuple[int, int, int] = (255, 255, 2
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Decode a Pillow image fully and return its first frame upright, in RGB.
+    """Decode a Pillow image fully and return its first frame upright, in RGB: the image itself where it is that.
 
-    Sixteen-bit grayscale keeps its high byte, as Pillow itself does for sixteen-bit RGB. CMYK and the other colour
-    modes go through Pillow's conversion, without an ICC profile.
+    A JPEG file is decoded by simplejpeg where that is installed and gives Pillow's pixels; see
+    :mod:`admth_runtime.decoding`. Sixteen-bit grayscale keeps its high byte, as Pillow itself does for sixteen-bit RGB.
+    CMYK and the other colour modes go through Pillow's conversion, without an ICC profile.
 
     Raises:
         ImageError: more than ``MAX_PIXELS`` pixels, an empty picture, or a mode without an RGB meaning (``F``, and
@@ -201,13 +204,13 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
         raise ImageError(f"the picture is empty ({width}x{height} pixels)")
     if image.tell() != 0:  # n_frames would decode an animation to its end
         image.seek(0)
-    upright = ImageOps.exif_transpose(image)
+    upright = _turned(decode(image), image)
     if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
         upright = _from_high_depth(upright)
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, (*background, 255)), layer)
-    return upright.convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def check_image_array(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -242,6 +245,17 @@ def _decoded(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
         return to_rgb(image, background)
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"the picture cannot be decoded ({error})") from error
+
+
+def _turned(decoded: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn a decoded picture as its source's EXIF says; a result that was turned does not say so again."""
+    # Asked after decoding: a PNG may say it behind its pixels.
+    orientation = source.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation not in _TURNED:
+        return decoded
+    if decoded is not source:  # pixels alone, which say nothing of how they lie
+        decoded.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(decoded)
 
 
 def _crop_box(size: tuple[int, int], spec: PreprocessingSpec) -> tuple[float, float, float, float]:

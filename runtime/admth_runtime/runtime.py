@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from admth_runtime.cpu import usable_cores
+from admth_runtime.decode_threads import DecodeThreads
 from admth_runtime.engine import DeviceEngine, Engine, EngineOptions, is_on_gpu, open_engine
 from admth_runtime.errors import ImageError, InputError
+from admth_runtime.in_flight import CallGate
 from admth_runtime.manifest import Manifest
-from admth_runtime.preprocessing import preprocess
+from admth_runtime.preprocessing import PreprocessingSpec, preprocess
 from admth_runtime.results import HashCodes
 
 if TYPE_CHECKING:
     from admth_runtime.engines.device_arrays import DeviceCodes
+    from admth_runtime.self_test import SelfTestReport
 
 __all__ = ["HashRuntime", "ImageLike", "Images"]
 
@@ -33,7 +39,10 @@ Images = ImageLike | Iterable[ImageLike]
 
 
 class HashRuntime:
-    """A model that is ready to encode images; safe to share between threads.
+    """A model that is ready to encode images.
+
+    It is safe to share between threads: any number may call it at once, and each gets the codes that it would get
+    alone. Closing it lets the calls in flight end well, and refuses those that come later.
 
     Use it as a context manager, or call :meth:`close`::
 
@@ -51,6 +60,10 @@ class HashRuntime:
         threads: CPU threads of one inference call; None takes one a usable physical core.
         batch_size: the most images in one inference call; more are split. An engine splits further at the largest
             batch of its profiles.
+        decode_threads: threads that decode the files of a batch side by side, shared by all calls; None takes one a
+            usable core, and 1 decodes in the thread that calls.
+        self_test: encode the golden pictures of the manifest now, and raise where their codes are not as they were
+            when the model was made; see :meth:`self_test`.
         trust_engine: TensorRT: accept an engine that has no sidecar. An engine is executable code, so say so only of
             a file whose origin you know.
         manifest: TensorRT: the manifest for such an engine, ``read_model("model.onnx").manifest``.
@@ -64,6 +77,7 @@ class HashRuntime:
         ManifestError: it has no manifest or sidecar, or one that is too new, edited, or disagrees with the model.
         DeviceError: the device cannot be had, or the engine was built for another.
         MissingExtraError: no inference engine is installed.
+        SelfTestError: the model gives other codes here than it should.
         InputError: an argument is out of range.
     """
 
@@ -75,14 +89,16 @@ class HashRuntime:
         provider: str | None = None,
         threads: int | None = None,
         batch_size: int = 32,
+        decode_threads: int | None = None,
+        self_test: bool = False,
         trust_engine: bool = False,
         manifest: Manifest | None = None,
         cuda: str = "bindings",
         concurrency: int = 2,
         cuda_graphs: bool = True,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size {batch_size!r} is not a positive integer: pass 1 or more")
+        _check_positive("batch_size", batch_size)
+        _check_positive("decode_threads", usable_cores() if decode_threads is None else decode_threads)
         options = EngineOptions(
             device=device,
             provider=provider,
@@ -99,6 +115,17 @@ class HashRuntime:
         self._shape = described.preprocessing.shape
         self._batch_size = batch_size
         self._outputs = tuple((length, f"code_{length}", f"logits_{length}") for length in described.code_lengths)
+        self._decoders = DecodeThreads(decode_threads or usable_cores())
+        alive = weakref.ref(self)  # a reference would keep a runtime that is forgotten until the next collection
+        self._calls = CallGate(
+            lambda: _free(alive()), f"this HashRuntime of {self._model.path} is closed: open the model again"
+        )
+        if self_test:
+            try:
+                self.self_test()
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def manifest(self) -> Manifest:
@@ -126,16 +153,20 @@ class HashRuntime:
         return self._batch_size
 
     @property
+    def decode_threads(self) -> int:
+        """Threads that decode the files of a batch."""
+        return self._decoders.count
+
+    @property
     def engine(self) -> Engine:
         """The engine that runs the model, with its name and version.
 
         Raises:
             InputError: the runtime is closed.
         """
-        engine = self._engine
-        if engine is None:
-            raise InputError(f"this HashRuntime of {self._model.path} is closed: open the model again")
-        return engine
+        self._calls.check()
+        assert self._engine is not None
+        return self._engine
 
     @property
     def device(self) -> str:
@@ -167,8 +198,9 @@ class HashRuntime:
             isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == self._shape
         ):
             return self.encode_pixels(images)
-        engine = self.engine
-        parts = [self._codes(engine.run(pixels)) for pixels in self._batches(images)]
+        with self._calls:
+            engine = self.engine
+            parts = [self._codes(engine.run(pixels)) for pixels in self._batches(images)]
         if not parts:
             raise InputError(_NO_IMAGES)
         return HashCodes.concatenate(parts)
@@ -184,21 +216,22 @@ class HashRuntime:
             InputError: another dtype, shape or layout, no image, or the runtime is closed.
             DeviceError: the engine failed.
         """
-        engine = self.engine
-        if is_on_gpu(pixels):
-            if not isinstance(engine, DeviceEngine):
-                raise InputError(
-                    f"the pixels are on the GPU, where {engine.name} does not read them: pass them as a NumPy array"
-                )
-            return self._codes(engine.run(pixels))
-        pixels = self._checked(pixels)
-        count = len(pixels)
-        if count <= self._batch_size:
-            return self._codes(engine.run(pixels))
-        starts = range(0, count, self._batch_size)
-        return HashCodes.concatenate(
-            [self._codes(engine.run(pixels[start : start + self._batch_size])) for start in starts]
-        )
+        with self._calls:
+            engine = self.engine
+            if is_on_gpu(pixels):
+                if not isinstance(engine, DeviceEngine):
+                    raise InputError(
+                        f"the pixels are on the GPU, where {engine.name} does not read them: pass them as a NumPy array"
+                    )
+                return self._codes(engine.run(pixels))
+            pixels = self._checked(pixels)
+            count = len(pixels)
+            if count <= self._batch_size:
+                return self._codes(engine.run(pixels))
+            starts = range(0, count, self._batch_size)
+            return HashCodes.concatenate(
+                [self._codes(engine.run(pixels[start : start + self._batch_size])) for start in starts]
+            )
 
     def encode_device(self, pixels: Any) -> DeviceCodes:
         """Encode pixels and leave codes and logits on the GPU, for PyTorch, CuPy and the like.
@@ -215,30 +248,53 @@ class HashRuntime:
             InputError: another dtype, shape, layout or GPU, the runtime is closed, or its engine is not TensorRT.
             DeviceError: the engine failed.
         """
-        engine = self.engine
-        if not isinstance(engine, DeviceEngine):
-            raise InputError(
-                f"encode_device needs a TensorRT engine and {self._model.path} runs on {engine.name}: use encode_pixels"
-            )
-        return engine.run_on_device(pixels if is_on_gpu(pixels) else self._checked(pixels))
+        with self._calls:
+            engine = self.engine
+            if not isinstance(engine, DeviceEngine):
+                raise InputError(
+                    f"encode_device needs a TensorRT engine and {self._model.path} runs on {engine.name}: "
+                    "use encode_pixels"
+                )
+            return engine.run_on_device(pixels if is_on_gpu(pixels) else self._checked(pixels))
 
     def preprocess(self, images: Images) -> UInt8Array:
         """Turn images into the network's pixels, uint8 ``[n, H, W, 3]``, without inference.
 
         Raises:
-            InputError: there is no image, or an array has a wrong dtype or shape.
+            InputError: there is no image, an array has a wrong dtype or shape, or the runtime is closed.
             ImageError: an image cannot be read; the message names it.
         """
-        parts = list(self._batches(images))
+        with self._calls:
+            parts = list(self._batches(images))
         if not parts:
             raise InputError(_NO_IMAGES)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def self_test(self) -> SelfTestReport:
+        """Encode the few synthetic pictures whose codes the manifest holds, and compare.
+
+        It takes four images' inference, needs no file, and may run while other threads encode, so that a device may
+        repeat it every day.
+
+        Returns:
+            How many bits were compared at each code length, and how many differ within what rounding explains.
+
+        Raises:
+            SelfTestError: more bits differ than rounding explains; the message says at which code length, and how many.
+            ManifestError: the model was made without golden vectors.
+            InputError: the runtime is closed.
+            DeviceError: the engine failed.
+        """
+        from admth_runtime.self_test import run_self_test
+
+        return run_self_test(self)
+
     def close(self) -> None:
-        """Free the engine; calls under way in other threads still return. Closing twice is no error."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        """Refuse further calls, wait for those in flight in other threads, and free the engine.
+
+        Closing twice is no error.
+        """
+        self._calls.close()
 
     def __enter__(self) -> HashRuntime:
         return self
@@ -249,7 +305,8 @@ class HashRuntime:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._engine is None else f"{self._engine.name} on {self._engine.device}"
+        engine = self._engine
+        state = "closed" if self._calls.closed or engine is None else f"{engine.name} on {engine.device}"
         return f"HashRuntime({str(self._model.path)!r}, code_lengths={self.code_lengths}, {state})"
 
     def _checked(self, pixels: Any) -> UInt8Array:
@@ -270,11 +327,35 @@ class HashRuntime:
         )
 
     def _batches(self, images: Images) -> Iterator[UInt8Array]:
-        """Preprocess lazily, ``batch_size`` images at a time."""
+        """Preprocess lazily, ``batch_size`` images at a time: files side by side, all else as it comes.
+
+        A generator may hand out one picture or array again and again with other content, so what is no file is read
+        before the next one is asked for.
+        """
         spec = self._model.manifest.preprocessing
         numbered = enumerate(_as_iterable(images))
-        while batch := [_preprocessed(index, image, spec) for index, image in islice(numbered, self._batch_size)]:
+        while batch := [_taken(index, image, spec) for index, image in islice(numbered, self._batch_size)]:
+            files = [place for place, taken in enumerate(batch) if isinstance(taken, (str, Path))]
+            decoded = self._decoders.map(partial(preprocess, spec=spec), [batch[place] for place in files])
+            for place, pixels in zip(files, decoded, strict=True):
+                batch[place] = pixels
             yield np.stack(batch)
+
+    def _free(self) -> None:
+        engine, self._engine = self._engine, None
+        self._decoders.close()
+        if engine is not None:
+            engine.close()
+
+
+def _free(runtime: HashRuntime | None) -> None:
+    if runtime is not None:
+        runtime._free()
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} {value!r} is not a positive integer: pass 1 or more")
 
 
 _NO_IMAGES = "no images were given: pass at least one"
@@ -302,12 +383,12 @@ def _checked_stack(images: NDArray[Any]) -> UInt8Array:
     return images
 
 
-def _preprocessed(index: int, image: ImageLike, spec: Any) -> UInt8Array:
-    if isinstance(image, os.PathLike):
-        image = Path(image)
+def _taken(index: int, image: ImageLike, spec: PreprocessingSpec) -> Any:
+    """Return a file's path as it is, and the pixels of anything else, which the caller may change from now on."""
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image)
     try:
-        return preprocess(image, spec)
+        pixels = preprocess(image, spec)
     except (ImageError, InputError) as error:
-        if isinstance(image, (str, Path)):  # the message names the file already
-            raise
         raise type(error)(f"image {index}: {error}") from error
+    return pixels.copy() if isinstance(image, np.ndarray) and np.may_share_memory(pixels, image) else pixels

@@ -184,5 +184,7 @@ def test_what_cannot_be_read_is_left_out_and_digests_say_so(pictures, tmp_path):
     assert len(fewer.broken) == 3
     assert fewer.digest != whole.digest
     images.sources[9].write_bytes(b"")
-    with pytest.raises(DataError, match="4 images of folder:.* cannot be read, the first: .*002.png.*: mend or remove"):
+    with pytest.raises(
+        DataError, match=r"4 images of folder:.* cannot be read, the first: .*002\.png.*: mend or remove"
+    ):
         read()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admth_runtime import CodeLengthError, HashCodes, HashIndex, InputError, hamming_matrix, write_codes
-from admth_runtime import index as index_module
 from admth_runtime.codes_file import EncodedImages
+from admth_runtime.index import flat
 
 
 def random_codes(count: int, length: int, seed: int = 0) -> np.ndarray:
@@ -32,8 +32,7 @@ def test_equals_brute_force_whatever_the_block(count, queries, k, length, block,
     wanted = generator.integers(0, values, (queries, length // 8), dtype=np.uint8)
     k = min(k, count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "_BLOCK", block)
-        patch.setattr(index_module, "_MOST_QUERIES", 3)
+        patch.setattr(flat, "_BLOCK", block)
         hits = HashIndex.from_codes({length: database}).search(wanted, k)
     rows, distances = brute_force(wanted, database, k)
     assert hits.ids.dtype == np.int64

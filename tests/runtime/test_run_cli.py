@@ -64,7 +64,7 @@ def home(tmp_path_factory) -> Path:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", [(), ("encode",), ("search",), ("info",), ("doctor",), ("bench",)])
+    @pytest.mark.parametrize("command", [(), ("encode",), ("search",), ("info",), ("doctor",), ("bench",), ("stream",)])
     def test_help_is_instant_and_imports_nothing_heavy(self, command):
         script = (
             "import sys\nfrom admth_runtime.cli import main\n"
@@ -405,22 +405,36 @@ class TestDoctor:
 
 
 class TestBench:
-    def test_generated_pictures(self, home):
+    def test_generated_pictures(self, home, tmp_path):
+        picture = tmp_path / "bench.svg"
         done = succeeds(
-            "bench", "model.onnx", "--queries", 5, "--warmup", 1, "--batch", 2, "--threads", 1, "--json", cwd=home
-        )
+            "bench", "model.onnx", "--queries", 5, "--warmup", 1, "--samples", 6, "--batch", 2, "--threads", 1,
+            "--picture", picture, "--json", cwd=home,
+        )  # fmt: skip
         facts = json.loads(done.stdout)
         assert facts["pictures"] == "generated JPEGs of 640x480"
         assert (facts["batch"], facts["queries"], facts["warmup"], facts["threads"]) == (2, 5, 1, 1)
         assert facts["engine"].startswith("onnxruntime ")
+        assert {"admth", "python", "numpy", "pillow"} <= set(facts["versions"])
+        assert facts["cpu"]
         assert set(facts["milliseconds"]) == {"decode", "preprocess", "inference", "end_to_end"}
         assert all(0 < stage["p50"] <= stage["p90"] <= stage["p99"] for stage in facts["milliseconds"].values())
+        assert facts["single_stream"]["conforms"] is False
+        assert facts["single_stream"]["p90_milliseconds"] == facts["milliseconds"]["end_to_end"]["p90"]
+        assert (facts["offline"]["samples"], facts["offline"]["batch"]) == (6, 2)
+        assert set(facts["offline"]["images_per_second"]) == set(facts["milliseconds"])
+        assert facts["images_per_second"] == facts["offline"]["images_per_second"]["end_to_end"]
+        assert picture.read_text().startswith("<svg ")
 
     def test_own_pictures(self, home):
-        done = succeeds("bench", "model.onnx", "pictures", "--queries", 3, "--warmup", 0, cwd=home)
+        done = succeeds("bench", "model.onnx", "pictures", "--queries", 3, "--warmup", 0, "--samples", 0, cwd=home)
         assert "30 files" in done.stdout
-        assert done.stdout.splitlines()[-1].endswith("images/s, one batch after the other")
+        assert "3 queries of one image; not conforming, since MLPerf asks for 1,024 or more" in done.stdout
+        assert "offline" not in done.stdout
 
-    def test_bad_arguments(self, home):
+    def test_bad_arguments(self, home, tmp_path):
         fails("--queries 0 is less than 1", "bench", "model.onnx", "--queries", 0, cwd=home)
+        fails("--samples -1 is less than 0", "bench", "model.onnx", "--samples", -1, cwd=home)
         fails("no such model file", "bench", "none.onnx", cwd=home)
+        fails("name it a.svg", "bench", "model.onnx", "--picture", "a.png", cwd=home)
+        fails("its folder does not exist", "bench", "model.onnx", "--picture", "none/a.svg", cwd=home)

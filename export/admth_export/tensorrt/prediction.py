@@ -119,6 +119,10 @@ def predict(
     """
     if not needs_conversion(precision, source):
         manifest = replace(source.manifest, target="tensorrt")
+        if manifest.golden is None:  # made before there were any, or by a step that changed the model's codes
+            from admth_export.golden import with_golden_of_file
+
+            manifest = with_golden_of_file(manifest, source.path)
         typed = TypedModel(source.path, manifest)
         if reference is None or not verify:
             return Prediction(typed, None)

@@ -142,6 +142,7 @@ def write_half(
     from admth_calibration.graph import load_graph
     from admth_export.fp16 import to_half
     from admth_export.fp16_simulation import simulate_half
+    from admth_export.golden import with_golden_of_file
     from admth_export.model_file import check_file, write_graph, write_manifest
 
     model = load_graph(str(source.path))
@@ -159,8 +160,11 @@ def write_half(
         simulation_size = write_graph(simulation, simulate_half(half.model))
         size = write_graph(target, half.model)
     with progress("checking the graph", None):
-        for path, graph_size in ((simulation, simulation_size), (target, size)):
+        for path in (simulation, target):
             check_file(path)
+        write_manifest(simulation, simulation_size, manifest)
+        manifest = with_golden_of_file(manifest, simulation)
+        for path, graph_size in ((simulation, simulation_size), (target, size)):
             write_manifest(path, graph_size, manifest)
         if pixels is not None:
             _try(target, pixels[:_TRIED], manifest)
