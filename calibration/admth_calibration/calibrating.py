@@ -133,7 +133,9 @@ def _checked(
         )
     if options.keep_fp32:
         raise InputError("--keep-fp32 means nothing for a model with learned scales: every layer was trained in INT8")
-    return replace(options, target=learned.target, rounding="nearest", correct_bias=False, equalise=False)
+    # Every layer was trained in INT8, and is held to its own network: none is kept in float for the sake of another.
+    gates = replace(options.gates, min_bit_parity=None)
+    return replace(options, target=learned.target, rounding="nearest", correct_bias=False, equalise=False, gates=gates)
 
 
 def _targets(path: Path, out: str | Path | None, options: CalibrationOptions) -> dict[str, Path]:
