@@ -45,6 +45,8 @@ def test_every_mode_equals_brute_force(lengths, count, queries, k, values, seed,
             patch.setattr(multi_index, "_SCAN_PAYS", 0)
             patch.setattr(coarse, "_FIRST_QUOTA", 3)
             patch.setattr(multi_index, "_MOST_FLIPS", 16)
+            patch.setattr(multi_index, "_MOST_HOPE", 16)
+            patch.setattr(multi_index, "_FEWEST_GROUPS", 0)
         for length in lengths:
             if mode == "multi-index" and length > 16:
                 index.add_multi_index(length)

@@ -29,6 +29,11 @@ _PIECE_BYTES = 2
 # Comparing a group that must be gathered from all over the segment costs about as much as this many in a row.
 _SCAN_PAYS = 16
 _MOST_FLIPS = 3  # 697 values a piece; beyond it a scan has always been faster
+# The k nearest so far say how many flips would prove them. Nearer ones may yet be found that need fewer, but hardly so
+# many fewer.
+_MOST_HOPE = 2
+# With fewer groups a scan is done before the tables are looked at.
+_FEWEST_GROUPS = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +68,8 @@ def build_piece_tables(segment: Segment, length: int) -> PieceTables:
 
 def search_multi_index(part: Part, tables: PieceTables, queries: UInt8Array, k: int) -> list[Candidates]:
     """Find every group within the distance of the k-th nearest row of each query; see :func:`search_flat`."""
+    if part.segment.groups < _FEWEST_GROUPS:
+        return search_flat(part, queries, tables.length, k)
     words = part.segment.words[tables.length]
     found: list[Candidates | None] = []
     for pieces, query in zip(_pieces(queries), to_words(queries), strict=True):
@@ -97,8 +104,11 @@ def _search_one(
         # A group is found under each of its pieces that match.
         groups, once = np.unique(np.concatenate([near.groups, groups[close]]), return_index=True)
         near = prune(groups, np.concatenate([near.distances, distances[close]])[once], part.selection, k)
-        if near.bound < len(pieces) * (flips + 1):
+        needed = near.bound // len(pieces)
+        if needed <= flips:
             return near
+        if needed > flips + _MOST_HOPE:
+            return None
     return None
 
 
