@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+JOBS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -28,7 +29,7 @@ demo: $(INSTALLED)  ## train, export, prove, encode, search and report on real i
 	@$(CALM) $(BIN)/python examples/demo.py
 
 test: lint  ## lint, type-check and run the whole test suite
-	$(CALM) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(CALM) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED)  ## test engines on an NVIDIA GPU and write docs/gpu-results.md; skipped with the reason without one
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)

@@ -114,6 +114,8 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # while a library's native code was loading
+            raise KeyboardInterrupt from error
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             state = f"the package {module.partition('.')[0]}, which is not installed"
         else:

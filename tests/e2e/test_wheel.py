@@ -35,7 +35,7 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(wheel: Path) -> None:
     assert rooms == {"admth_runtime", "admth_training", "admth_calibration", "admth_export"}
     for room in rooms:
         assert f"{room}/py.typed" in names
-    allowed = (".py", "py.typed", ".jinja", ".css")
+    allowed = (".py", "py.typed", ".jinja", ".css", ".html", ".js", ".svg")
     assert not [name for name in names if not name.endswith(allowed)]
     assert not [name for name in names if "test" in name.rsplit("/", 1)[-1]]
     assert {"admth_export/report/templates/report.css", "admth_export/report/templates/report.html.jinja"} <= set(names)
