@@ -113,8 +113,18 @@ def calibrate(
     """Make an INT8 model of an FP32 one that keeps the signs of its logits, or say by how much none does."""
     names = tuple(part.strip() for text in keep_fp32 or [] for part in text.split(",") if part.strip())
     if weights_only is not None:
-        from admth_calibration.weights_command import compress_weights
+        from admth_calibration.weights_command import compress_weights, refuse_others
 
+        refuse_others(
+            {
+                f"--target {target}": target != "cpu",
+                "--min-bit-parity": min_bit_parity is not None,
+                "--all-int8": all_int8,
+                "--min-map-ratio": min_map_ratio is not None,
+                "--max-latency-ratio": max_latency_ratio is not None,
+                "--sensitivity": sensitivity,
+            }
+        )
         compress_weights(
             model,
             weights_only,

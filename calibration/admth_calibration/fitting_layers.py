@@ -19,9 +19,9 @@ ROUNDINGS = ("nearest", "zero-sum", "gptq")
 
 _SAMPLES = 6144  # of positions; moments of more change nothing that can be measured
 _PATCH_SAMPLES = 2048
-# GPTQ inverts a square matrix of the inputs; beyond this size zero-sum rounding takes its place (CNN-F's first fully
-# connected layer has 9,216 inputs, and averages its errors over all of them).
-_MOST_INPUTS = 4608
+# GPTQ inverts a square matrix of the inputs; beyond this size zero-sum rounding takes its place. CNN-F's dense
+# layers have 4,096 to 9,216 inputs, average their errors over all of them, and would take minutes.
+_MOST_INPUTS = 2048
 _FEW_INPUTS = 64
 _SCALE_FACTORS = np.linspace(1.0, 0.8, 33)
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from admth_calibration.weights_only import WeightsOnlyResult, weights_only
 from admth_calibration.weights_options import WeightsOnlyOptions
 from admth_runtime.console import print_json, say
+from admth_runtime.errors import InputError
 
-__all__ = ["compress_weights"]
+__all__ = ["compress_weights", "refuse_others"]
+
+
+def refuse_others(given: Mapping[str, bool]) -> None:
+    """Refuse options that mean nothing where no activation is quantised for good.
+
+    Args:
+        given: whether each option was given.
+
+    Raises:
+        InputError: one was.
+    """
+    for option, present in given.items():
+        if present:
+            raise InputError(f"{option} means nothing with --weights-only: leave one of them out")
 
 
 def compress_weights(

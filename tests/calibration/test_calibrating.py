@@ -103,7 +103,7 @@ class TestResult:
 def test_it_flips_far_fewer_bits_than_nearest_rounding_of_min_max_ranges(lite, pictures, make_smooth, tmp_path):
     plain = quick("trt", method="min-max", rounding="nearest", correct_bias=False, equalise=False, check_images=1)
     ours = quick("trt", block_images=64, check_images=1)
-    pixels = make_smooth(300, 64, 5)
+    pixels = make_smooth(200, 64, 5)
     rates = {}
     for name, options in (("plain", plain), ("ours", ours)):
         (made,) = calibrate(lite, f"folder:{pictures}", tmp_path / f"{name}.onnx", options=options)

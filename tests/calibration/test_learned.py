@@ -88,12 +88,12 @@ def test_no_images_are_needed_and_the_integers_are_those_of_training(learned, ca
 
 
 def test_parity_is_measured_where_there_are_images(learned, pictures):
-    options = CalibrationOptions("trt", images=128, check_images=16, gates=Gates(min_bit_parity=0.5))
+    options = CalibrationOptions("trt", images=128, check_images=16, gates=Gates(min_bit_parity=1.0))
     (made,) = calibrate(learned("trt"), f"folder:{pictures}", options=options)
     facts = made.manifest.calibration
     assert facts["method"] == "learned in training"
     assert facts["predicted"]["images"] == 16
-    assert facts["gates"] == {"min_bit_parity": 0.5}
+    assert "gates" not in facts  # a trained network is held to itself, not to the one that it was made from
 
 
 def test_options_that_do_not_fit(learned):

@@ -446,4 +446,6 @@ class TestCommand:
         done = self.run(wide, "--weights-only", "int2", "--out", "m.onnx", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "error: weights 'int2' are unknown: use --weights-only int8 or int4\n"
+        done = self.run(wide, "--weights-only", "int8", "--target", "trt", cwd=tmp_path)
+        assert done.stderr == "error: --target trt means nothing with --weights-only: leave one of them out\n"
         assert not list(tmp_path.iterdir())

@@ -138,3 +138,14 @@ def test_require_a_package_that_is_broken(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingExtraError, match="installed but fails to import"):
         require("broken_package", extra="x", purpose="testing")
+
+
+def test_an_interruption_while_native_code_loads_is_no_broken_package(tmp_path, monkeypatch):
+    """Extension modules turn it into an ImportError of their own, with the interruption as its cause."""
+    text = (
+        "try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt as error:\n    raise ImportError('x') from error\n"
+    )
+    (tmp_path / "slow_package.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        require("slow_package", extra="x", purpose="testing")
