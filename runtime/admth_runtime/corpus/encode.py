@@ -26,6 +26,7 @@ from admth_runtime.engine_kind import is_engine
 from admth_runtime.errors import InputError, require
 from admth_runtime.files import make_folder, write_json
 from admth_runtime.model import read_model
+from admth_runtime.runtime import HashRuntime
 
 __all__ = ["CorpusSummary", "encode_corpus"]
 
@@ -109,6 +110,10 @@ def encode_corpus(
         raise InputError("no sources were given: pass at least one folder, list, glob, tar, Parquet file or image")
     recognised = [recognise(str(source)) for source in sources]
     described = read_engine_file(model) if is_engine(model) else read_model(model)
+    if options.self_test and options.ray is None:
+        # Every worker tests its own; this one is before anything is written.
+        with HashRuntime(model, device=options.device, provider=options.provider, self_test=True):
+            pass
     with _opened(Path(folder)) as place:
         gpu, shape = _on_gpu(Path(model), options), described.manifest.preprocessing.shape
         batch = default_batch(*shape[:2], gpu=gpu)
