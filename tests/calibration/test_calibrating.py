@@ -262,8 +262,8 @@ class TestRefused:
             calibrate(cnnf)
 
     def test_map_without_labels_is_refused_before_any_work(self, cnnf, pictures, monkeypatch):
-        from admth_calibration import observing
+        from admth_calibration import making
 
-        monkeypatch.setattr(observing, "observe", lambda *_, **__: pytest.fail("worked for nothing"))
-        with pytest.raises(InputError, match="--min-map-ratio needs labels and folder:pictures0 has none"):
+        monkeypatch.setattr(making, "observe", lambda *_, **__: pytest.fail("worked for nothing"))
+        with pytest.raises(InputError, match=r"--min-map-ratio needs labels and folder:pictures\d has none"):
             calibrate(cnnf, f"folder:{pictures}", options=quick(gates=Gates(min_map_ratio=0.9)))
