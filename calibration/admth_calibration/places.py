@@ -49,7 +49,8 @@ def find_places(graph: Graph, layers: Mapping[str, Layer], target: str) -> Place
     wanted = {layer.source for layer in layers.values()}
     if target == "trt":
         return Places(target, frozenset(wanted), {name: name for name in wanted})
-    wanted |= {layer.result for layer in layers.values() if layer.kind != "dense"}
+    # A matrix product is merged with a ReLU that nothing quantises, and its weight is then dequantised in every run.
+    wanted |= {layer.result for layer in layers.values() if layer.kind != "dense" or layer.activation is not None}
     roots: dict[str, str] = {}
     for name in list(wanted):
         root = _unmoved(graph, name)
