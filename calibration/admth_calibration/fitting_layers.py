@@ -10,12 +10,9 @@ from numpy.typing import NDArray
 from admth_calibration.affine import least_weight_scales, weight_scales
 from admth_calibration.layers import Layer
 from admth_calibration.lockstep import IntegerLayer, LayerInputs
-from admth_calibration.rounding import gptq_columns, gptq_per_channel, nearest, zero_sum
+from admth_calibration.rounding import gptq_columns, gptq_per_channel, inverse_factor, nearest, zero_sum
 
-__all__ = ["ROUNDINGS", "LayerFitter"]
-
-ROUNDINGS = ("nearest", "zero-sum", "gptq")
-"""How weights are rounded, from the simplest to the best."""
+__all__ = ["LayerFitter"]
 
 _SAMPLES = 6144  # of positions; moments of more change nothing that can be measured
 _PATCH_SAMPLES = 2048
@@ -31,7 +28,7 @@ class LayerFitter:
     """Chooses a layer's integers.
 
     Attributes:
-        rounding: one of ``ROUNDINGS``.
+        rounding: one of :data:`admth_calibration.options.ROUNDINGS`.
         largest: bound of the weights' integers: 127, or 63 for processors whose products overflow 16 bits.
         half: scales are numbers that FP16 has.
         weights: float ``[n]``, how much each image of the block counts, or None for all alike.
@@ -82,11 +79,12 @@ class LayerFitter:
         """
         best_values, best_scales = np.zeros(rows.shape, dtype=np.int8), scales.copy()
         best = np.full(len(rows), np.inf)
+        upper = inverse_factor(moments)  # the same for every scale
         for factor in _SCALE_FACTORS:
             tried = scales * np.float32(factor)
             if self.half:
                 tried = tried.astype(np.float16).astype(np.float32)
-            values = gptq_per_channel(rows, tried, moments, largest=self.largest)
+            values = gptq_per_channel(rows, tried, upper, largest=self.largest)
             wrong = values * tried[:, None] - rows
             error = np.einsum("ci,cij,cj->c", wrong, moments, wrong, optimize=True)
             better = (error < best) & (tried > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,7 +69,7 @@ class Recipe:
     factors: Mapping[str, float] = field(default_factory=dict)
     learned: Mapping[str, Affine] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def layers(self) -> dict[str, Layer]:
         """Every layer that has an INT8 form, by name, in order."""
         return find_layers(self.graph)
@@ -79,7 +80,10 @@ class Recipe:
 
     def affines(self, places: Places) -> dict[str, Affine]:
         """Return how each of the places is quantised."""
-        chosen = {root: self._affine(root) for root in places.ranged}
+        for root in places.ranged:  # a search asks for the same ones for every candidate
+            if root not in self._affines:
+                self._affines[root] = self._affine(root)
+        chosen = {root: self._affines[root] for root in places.ranged}
         return {name: chosen[places.roots[name]] for name in places.tensors}
 
     def fit(
@@ -135,6 +139,10 @@ class Recipe:
     def with_factor(self, tensor: str, factor: float) -> Recipe:
         """Return the recipe with another factor on a tensor's range."""
         return replace(self, factors={**self.factors, tensor: factor})
+
+    @cached_property
+    def _affines(self) -> dict[str, Affine]:
+        return {}
 
     def _affine(self, tensor: str) -> Affine:
         if tensor in self.learned:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gptq_columns", "gptq_per_channel", "nearest", "zero_sum"]
+__all__ = ["gptq_columns", "gptq_per_channel", "inverse_factor", "nearest", "zero_sum"]
 
 _BLOCK = 64
 _ROWS = 1024
@@ -93,7 +93,7 @@ def gptq_columns(
     """
     size = len(moments)
     order = np.argsort(-np.diag(moments))  # the inputs that matter most first, while errors can still be made good
-    upper = _inverse_factor(moments[order][:, order], damping)
+    upper = inverse_factor(moments[order][:, order], damping)
     left = rows[:, order].astype(np.float32)
     result = np.zeros(rows.shape, dtype=np.int8)
     for start in range(0, size, _BLOCK):
@@ -110,23 +110,16 @@ def gptq_columns(
 
 
 def gptq_per_channel(
-    rows: NDArray[np.floating],
-    scales: NDArray[np.float32],
-    moments: NDArray[np.floating],
-    *,
-    damping: float = 0.01,
-    largest: int = 127,
+    rows: NDArray[np.floating], scales: NDArray[np.float32], upper: NDArray[np.float32], *, largest: int = 127
 ) -> NDArray[np.int8]:
     """Round rows that each have inputs of their own, as in a depthwise convolution.
 
     Args:
         rows: weights ``[channels, inputs]``.
         scales: ``[channels]``.
-        moments: ``[channels, inputs, inputs]``.
-        damping: share of the mean diagonal that is added to it.
+        upper: what :func:`inverse_factor` makes of their moments, ``[channels, inputs, inputs]``.
         largest: bound of the integers.
     """
-    upper = _inverse_factor(moments, damping)
     left = rows.astype(np.float32)
     result = np.zeros(rows.shape, dtype=np.int8)
     for column in range(rows.shape[1]):
@@ -137,7 +130,7 @@ def gptq_per_channel(
     return result
 
 
-def _inverse_factor(moments: NDArray[np.floating], damping: float) -> NDArray[np.float32]:
+def inverse_factor(moments: NDArray[np.floating], damping: float = 0.01) -> NDArray[np.float32]:
     """Return the upper Cholesky factor of the inverse of damped moments, ``[..., n, n]``."""
     size = moments.shape[-1]
     mean = np.trace(moments, axis1=-2, axis2=-1) / size

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from admth_calibration.fitting_layers import ROUNDINGS, LayerFitter
+from admth_calibration.fitting_layers import LayerFitter
 from admth_calibration.lockstep import fit_layers
+from admth_calibration.options import ROUNDINGS
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admth_calibration.affine import weight_scales
-from admth_calibration.rounding import gptq_columns, gptq_per_channel, nearest, zero_sum
+from admth_calibration.rounding import gptq_columns, gptq_per_channel, inverse_factor, nearest, zero_sum
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -117,7 +117,7 @@ def test_per_channel_is_columns_for_one_channel():
     # Sorted, as one takes the columns as they are and the other by their moments.
     inputs = [np.sort(positive_inputs(rng, 9) * np.linspace(3, 1, 9), axis=1)[:, ::-1] for _ in rows]
     moments = np.stack([values.T @ values for values in inputs])
-    together = gptq_per_channel(rows, scales, moments)
+    together = gptq_per_channel(rows, scales, inverse_factor(moments))
     for channel in range(8):
         part = slice(channel, channel + 1)
         np.testing.assert_array_equal(together[part], gptq_columns(rows[part], scales[part], moments[channel]))
@@ -136,7 +136,7 @@ def test_inputs_that_are_always_zero_and_bounds(largest):
     for found in (
         gptq_columns(rows, scales, inputs.T @ inputs, largest=largest),
         gptq_columns(rows, scales, np.zeros((20, 20)), largest=largest),
-        gptq_per_channel(rows, scales, np.zeros((5, 20, 20)), largest=largest),
+        gptq_per_channel(rows, scales, inverse_factor(np.zeros((5, 20, 20))), largest=largest),
         zero_sum(rows, scales, inputs.mean(axis=0), largest),
         zero_sum(rows, scales, np.zeros(20), largest),
     ):
